@@ -1,0 +1,47 @@
+"""What every test gets: short folders for sockets, and a check that it leaks neither descriptors nor threads."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's name in 107 bytes, which tmp_path's may not."""
+    path = Path(tempfile.mkdtemp(prefix="uds-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+def open_fds() -> dict[int, str]:
+    """The descriptors of this process and what they are open on."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the one that listed the folder
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Fail a test that leaves a descriptor open or a thread running."""
+    threads = set(threading.enumerate())
+    before = open_fds() if os.path.isdir("/proc/self/fd") else {}
+    yield
+    gc.collect()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(5)
+        assert not thread.is_alive(), f"the test left {thread} running"
+    if before:
+        leaked = {fd: what for fd, what in open_fds().items() if before.get(fd) != what}
+        assert not leaked, f"the test left descriptors open: {leaked}"

@@ -1,0 +1,106 @@
+"""
+CPython's own socket object, kept from its habits.
+
+A ``_socket.socket`` is the only thing in CPython that sends with flags, receives control messages, and is
+safe to close while another thread is inside a call: once closed it holds -1, never a number that somebody
+else may have got. But left alone it makes a descriptor nonblocking as soon as `socket.setdefaulttimeout`
+was called, for every duplicate and child of it. The law of this module: nothing here ever does that.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import stat
+
+from . import _platform
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CSocket = _socket.socket
+
+# A type with SOCK_NONBLOCK in it tells the socket object that its descriptor's mode is somebody else's
+# affair: it neither looks at the default timeout nor touches the descriptor.
+_AS_IT_IS = getattr(_socket, "SOCK_NONBLOCK", 0)
+
+
+def _leave_mode_alone(sock: CSocket, blocking: bool) -> CSocket:
+    if _platform.SO_NOSIGPIPE is not None:
+        sock.setsockopt(_socket.SOL_SOCKET, _platform.SO_NOSIGPIPE, 1)
+    if sock.gettimeout():
+        sock.setblocking(blocking)
+    return sock
+
+
+def create(kind: int = _socket.SOCK_STREAM) -> CSocket:
+    """A new Unix socket: blocking, close-on-exec."""
+    return _leave_mode_alone(CSocket(_socket.AF_UNIX, kind), True)
+
+
+def pair() -> tuple[CSocket, CSocket]:
+    """Two connected stream sockets: blocking, close-on-exec."""
+    one, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    return _leave_mode_alone(one, True), _leave_mode_alone(other, True)
+
+
+def wrap(fd: int) -> CSocket:
+    """The socket object for a descriptor that is known to be a Unix stream socket; its mode stays."""
+    if _AS_IT_IS:
+        return CSocket(_socket.AF_UNIX, _socket.SOCK_STREAM | _AS_IT_IS, 0, fd)
+    blocking = os.get_blocking(fd)
+    return _leave_mode_alone(CSocket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd), blocking)
+
+
+def adopt(fd: int, *, listening: bool) -> CSocket:
+    """
+    The socket object for a descriptor that somebody hands over.
+
+    `ValueError`, the descriptor untouched, when it is no Unix stream socket, or when it listens and must
+    not, or the other way round; `OSError` (``EBADF``) when it is not open.
+    """
+    wanted = "a listening Unix stream socket" if listening else "a connected Unix stream socket"
+    if not isinstance(fd, int):
+        raise TypeError(f"a file descriptor is an int, not {type(fd).__name__}")
+    if fd < 0:
+        raise ValueError(f"file descriptor {fd} is not {wanted}: it is negative")
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise ValueError(f"file descriptor {fd} is not {wanted}: it is no socket")
+    sock = wrap(fd)
+    try:
+        problem = _problem(sock, listening)
+    except BaseException:
+        sock.detach()
+        raise
+    if problem:
+        sock.detach()
+        raise ValueError(f"file descriptor {fd} is not {wanted}: {problem}")
+    return sock
+
+
+def _problem(sock: CSocket, listening: bool) -> str | None:
+    if _domain(sock) != _socket.AF_UNIX:
+        return "its address family is another one"
+    if sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_TYPE) != _socket.SOCK_STREAM:
+        return "its type is not SOCK_STREAM"
+    # macOS knows the name SO_ACCEPTCONN and refuses to answer; there a listener is found out by its use.
+    try:
+        listens: bool | None = bool(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
+    except OSError:
+        return None
+    if listens and not listening:
+        return "it is a listening one"
+    if listening and not listens:
+        return "it does not listen"
+    return None
+
+
+def _domain(sock: CSocket) -> int:
+    if hasattr(_socket, "SO_DOMAIN"):
+        return sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_DOMAIN)
+    detected: Any = CSocket(fileno=sock.fileno())
+    try:
+        return int(detected.family)
+    finally:
+        detected.detach()

@@ -1,0 +1,567 @@
+"""
+The two halves that a buffered or text file stands on, one for each direction of the connection.
+
+The buffering, the decoding and the encoding are CPython's, in C: `io.BufferedReader`, `io.BufferedWriter` and
+`io.TextIOWrapper`. They were made for disks, though. Over a connection they lose what they had gathered when
+a read times out, and text that was read ahead when something is written; and none of them knows that a
+request must be on its way before anybody can wait for its reply. So these laws hold under them:
+
+* A `Source` is what the readers read from. Before it asks the socket for more it has the sink send what was
+  written; and it gives the readers nothing that a timeout could make them lose.
+* A `Sink` is what the writers write to. A write that raises has taken nothing; a write that returns has
+  taken all.
+* Neither half ever waits for the other's thread.
+
+The C layers ask ``closed`` of what they stand on, first thing in every call. Usually a slot answers. When a
+half has something to do before the next call, it becomes an instance of a subclass whose ``closed`` is a
+property that does it, and changes back: `_SourceAfterWrite` and `_WatchingSink`. So the common call costs
+nothing, and no call gets past.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _thread import RLock
+
+from ._csocket import CSocket
+from ._platform import MSG_NOSIGNAL
+from ._timing import TimedSocket, for_one_call
+from ._waiting import POLLIN, POLLOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from typing_extensions import Buffer
+
+    class Raw(Protocol):
+        """What the halves need of the stream that they share."""
+
+        _sock: Any
+
+        @property
+        def closed(self) -> bool: ...
+        @property
+        def timeout(self) -> float | None: ...
+
+        def write_all(self, data: Buffer) -> int: ...
+        def _send_now(self, data: Buffer) -> int: ...
+        def _wait(self, events: int, deadline: float | None) -> int: ...
+
+    class Flushable(Protocol):
+        def flush(self) -> object: ...
+
+
+# How much a text file reads at once, and how long a line grows that is held back for want of its end.
+_TEXT_CHUNK = 1 << 15
+_LONGEST_HELD = 1 << 16
+# How far from the end of what came the last newline is looked for, before all of it is taken into hand.
+_NEAR_THE_END = 512
+
+
+def tie(source: Source | None, sink: Sink | None) -> None:
+    """Let the two halves of one file know of each other, until they are closed."""
+    if source is not None and sink is not None:
+        source.sink = sink
+        sink.source = source
+
+
+class Sink:
+    """The sending half of a file: what was written and is not yet sent."""
+
+    __slots__ = ("_append", "_chunks", "_limit", "_lock", "_room", "closed", "error", "raw", "source")
+
+    def __init__(self, raw: Raw, limit: int) -> None:
+        self.raw = raw
+        self.closed = False
+        # The source of the same file, if it has one; it lets us go first.
+        self.source: Source | None = None
+        # Why the last attempt to send on behalf of a reader failed.
+        self.error: OSError | None = None
+        # Always the same list, so that a chunk that another thread appends cannot get lost.
+        self._chunks: list[bytes] = []
+        self._append = self._chunks.append
+        self._limit = limit
+        # The bytes that still fit; below 0 while there are none, so that the first is noticed.
+        self._room = -1
+        self._lock = RLock()
+
+    # --- what the C layers ask ---
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        """Asked by the text layer after each line, if it is to; it has already written then."""
+
+    def write(self, data: Any) -> int:
+        """Send *data*; what cannot be sent now is kept, and must be gone before more is taken."""
+        with self._lock:
+            if self._chunks:
+                self.drain()
+            return self._send_or_keep(data)
+
+    # --- what files ask ---
+
+    def put(self, data: Any) -> int:
+        """Take *data*, bytes-like, into the buffer; send when that is full."""
+        if data.__class__ is not bytes:
+            data = _bytes_of(data)
+        count = len(data)
+        room = self._room - count
+        if room <= 0:
+            return self._put_with_care(data)
+        self._append(data)
+        self._room = room
+        return count
+
+    def drain(self) -> None:
+        """Send all that was taken; what an exception on the way leaves is kept, to go on with."""
+        chunks = self._chunks
+        with self._lock:
+            while chunks:
+                data = self._gathered()
+                try:
+                    self.raw.write_all(data)
+                except BaseException as error:
+                    chunks[0] = data[getattr(error, "nbytes", 0) :]
+                    raise
+                del chunks[0]
+            self._room = -1
+
+    def send_for_reader(self) -> bool:
+        """
+        Send what can be sent without waiting, in a reader's thread; return whether something is left.
+
+        If another thread is sending at the moment, there is nothing to do: it sends all there is.
+        """
+        if not self._chunks or not self._lock.acquire(False):
+            return False
+        try:
+            return self._send_now()
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Take nothing more; what is left is dropped."""
+        self.closed = True
+        self.source = None
+        self._room = -1
+
+    # --- inside ---
+
+    def _put_with_care(self, data: bytes) -> int:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        count = len(data)
+        if self._chunks and self._room < count:
+            self.drain()
+        if not self._chunks:
+            self._room = self._limit
+            if self.source is not None:
+                self.source.let_sink_go_first()
+        self._append(data)
+        self._room -= count
+        if self._room <= 0:
+            self._try_to_drain()
+        return count
+
+    def _gathered(self) -> bytes:
+        """All chunks as one, which also takes their place."""
+        chunks = self._chunks
+        many = len(chunks)
+        if many > 1:
+            chunks[:many] = [b"".join(chunks[:many])]
+        return chunks[0]
+
+    def _send_now(self) -> bool:
+        chunks = self._chunks
+        try:
+            while chunks:
+                data = self._gathered()
+                sent = self.raw._send_now(data)
+                if sent < len(data):
+                    chunks[0] = data[sent:]
+                    return True
+                del chunks[0]
+        except OSError as error:
+            # What can still be read must not be lost to this; the source raises it at the end of file.
+            self.error = error
+        self._room = -1
+        return False
+
+    def _try_to_drain(self) -> None:
+        try:
+            self.drain()
+        except (TimeoutError, BlockingIOError):
+            pass  # taken is taken: the next write, or flush, says so
+
+    def _send_or_keep(self, data: Any) -> int:
+        count = len(data)
+        try:
+            sent = self.raw._sock.send(data, MSG_NOSIGNAL)
+        except (TimeoutError, BlockingIOError):
+            sent = 0
+        if sent < count:
+            self._append(bytes(data[sent:]))
+            self._try_to_drain()
+        return count
+
+
+class TextSink(Sink):
+    """
+    The sink under an `io.TextIOWrapper`, which forgets what it hands to ``write``, even if that raises.
+
+    So ``write`` takes everything, and `_WatchingSink` stops the next call as long as something is left.
+    """
+
+    __slots__ = ("_for_reader", "writer")
+
+    def __init__(self, raw: Raw, limit: int) -> None:
+        super().__init__(raw, limit)
+        # The text layer, where a reader may have to empty it.
+        self.writer: Flushable | None = None
+        self._for_reader = False
+
+    def write(self, data: bytes) -> int:
+        with self._lock:
+            if self._for_reader:
+                self._append(data)
+                return len(data)
+            if self._chunks:
+                self._append(data)
+                self._try_to_drain()
+            else:
+                self._send_or_keep(data)
+            if self._chunks:
+                self.watch()
+        return len(data)
+
+    def watch(self) -> None:
+        """See to it that the next call of the text layer comes by `_WatchingSink.closed`."""
+        if self.__class__ is TextSink and not self.closed:
+            self.__class__ = _WatchingSink  # pyright: ignore[reportAttributeAccessIssue]
+
+    def send_for_reader(self) -> bool:
+        # Still watching means that nothing was written since the last time.
+        watching = self.__class__ is _WatchingSink
+        if (watching and not self._chunks) or not self._lock.acquire(False):
+            return False
+        try:
+            if not watching and self.writer is not None:
+                self._for_reader = True
+                try:
+                    self.writer.flush()
+                finally:
+                    self._for_reader = False
+                self.watch()
+            return self._send_now()
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
+        super().close()
+        self.writer = None
+
+
+class _WatchingSink(TextSink):
+    """A text sink that wants to know of the next write before it is taken."""
+
+    __slots__ = ()
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        if self._chunks:
+            self.drain()
+        self.__class__ = TextSink  # type: ignore[assignment]
+        if self.source is not None:
+            self.source.let_sink_go_first()
+        return self.closed
+
+
+class Source:
+    """The receiving half of a file: hands on what arrives, after the sink had its turn."""
+
+    __slots__ = (
+        "_end",
+        "_refusal",
+        "_universal",
+        "careful",
+        "closed",
+        "dry",
+        "excuse",
+        "gentle",
+        "held",
+        "midline",
+        "raw",
+        "sink",
+    )
+
+    def __init__(self, raw: Raw, careful: bool) -> None:
+        self.raw = raw
+        self.closed = False
+        # The sink of the same file, if it has one.
+        self.sink: Sink | None = None
+        # Whether a binary file's readers are such as can do with a read that fails.
+        self.careful = careful
+        # What was received and not yet handed on.
+        self.held = b""
+        # True while a reader is at work that keeps what it gets; then no line is held back for it.
+        self.gentle = False
+        # True while a reader only wants to know what it has already got.
+        self.dry = False
+        # The error that a gentle reader was spared, for it to raise.
+        self.excuse: OSError | None = None
+        # What ends a line, if that can be told before decoding; and whether a carriage return does, too.
+        self._end: bytes | None = b"\n"
+        self._universal = False
+        # Whether a reader has got a part of a line, which it would lose in a timeout.
+        self.midline = False
+        self._refusal: str | None = None
+
+    def tell_lines(self, newline: str | None, encoding: str) -> None:
+        """Say what ends a line in what is received, if its bytes show that before they are decoded."""
+        end = newline or "\n"
+        # In UTF-16, say, they do not: nothing is held back there, and a timeout may be final.
+        self._end = end.encode() if end.encode(encoding) == end.encode() else None
+        self._universal = not newline
+
+    def let_sink_go_first(self) -> None:
+        """See to it that the next call of a reader comes by `_SourceAfterWrite.closed`."""
+        if self.__class__ is Source and not self.closed:
+            self.__class__ = _SourceAfterWrite  # pyright: ignore[reportAttributeAccessIssue]
+
+    def close(self) -> None:
+        """Hand on nothing more."""
+        self.__class__ = Source  # pyright: ignore[reportAttributeAccessIssue]
+        self.closed = True
+        self.sink = None
+
+    # --- what the C layers ask ---
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        """Nothing to do: reading sends on its own."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        """As a raw file's, for `io.BufferedReader`."""
+        if self.careful or self.held or self._refusal is not None:
+            return self._readinto_with_care(buffer)
+        sock = self.raw._sock
+        try:
+            if self.sink is not None:
+                self._let_sink_send(sock)
+            count: int = sock.recv_into(buffer)
+        except TimeoutError:
+            self.refuse("the timeout was set after the file was made, and what a timed-out read had is lost")
+            raise
+        except BlockingIOError:
+            return None
+        return count or self._at_end_of_file()
+
+    def read1(self, size: int = -1) -> bytes:
+        """As a buffered file's, for `io.TextIOWrapper`, which takes however much it is given."""
+        sock = self.raw._sock
+        timed = sock.__class__ is not CSocket and self.raw.timeout is not None
+        if timed or self.held or self._refusal is not None:
+            return self._read1_with_care()
+        try:
+            data = self._receive(sock, _TEXT_CHUNK)
+        except BlockingIOError:
+            self._refuse_if_midline()
+            raise
+        return self._handed_on(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """Everything up to the end of file, for `io.TextIOWrapper.read`."""
+        data = self.readall()
+        if data is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return data
+
+    def readall(self) -> bytes | None:
+        """Everything up to the end of file; an exception on the way leaves what had come in `held`."""
+        self._check_refusal()
+        chunks = [self.held]
+        sock = for_one_call(self.raw._sock)
+        try:
+            while chunk := self._receive(sock, 1 << 16):
+                chunks.append(chunk)
+        except BlockingIOError:
+            if chunks == [b""]:
+                return None
+        except BaseException:
+            self.held = b"".join(chunks)
+            raise
+        self.held = b""
+        self.midline = False
+        return b"".join(chunks)
+
+    # --- what the careful readers ask ---
+
+    def unread(self, data: bytes) -> None:
+        """Take back what a reader could not make use of."""
+        self.held = data + self.held
+
+    def refuse(self, why: str) -> None:
+        """Let no more be read: something was lost, and going on would hide it."""
+        self._refusal = why
+
+    # --- inside ---
+
+    def _check_refusal(self) -> None:
+        if self._refusal is not None:
+            raise OSError(errno.EIO, f"cannot read on: {self._refusal}")
+
+    def _refuse_if_midline(self) -> None:
+        if self.midline:
+            self.refuse("a read failed in the middle of a line, and the beginning of that line is lost")
+
+    def _let_sink_send(self, sock: Any) -> None:
+        """Have the sink send; while it cannot send all, wait until it can, or there is something to read."""
+        sink = self.sink
+        deadline: float | None = None
+        while sink is not None and sink.send_for_reader():
+            if deadline is None and isinstance(sock, TimedSocket):
+                deadline = sock.deadline()
+            try:
+                events = self.raw._wait(POLLIN | POLLOUT, deadline)
+            except BlockingIOError:
+                return
+            if events & ~POLLOUT:
+                return
+
+    def _at_end_of_file(self) -> int:
+        # Nothing more to read, and what was written for it could not be sent: that is the news.
+        if self.sink is not None and self.sink.error is not None:
+            error, self.sink.error = self.sink.error, None
+            raise error
+        return 0
+
+    def _receive(self, sock: Any, size: int) -> bytes:
+        if self.sink is not None:
+            self._let_sink_send(sock)
+        data: bytes = sock.recv(size)
+        if not data:
+            self._at_end_of_file()
+        return data
+
+    def _handed_on(self, data: bytes) -> bytes:
+        if data:
+            self.midline = self._end is None or not data.endswith(self._end)
+        return data
+
+    def _readinto_with_care(self, buffer: Any) -> int | None:
+        if not (self.gentle or self.dry or self.held or self._refusal is not None):
+            # Straight into the buffer; only what comes after the last newline is held back.
+            sock = self.raw._sock
+            if self.sink is not None:
+                self._let_sink_send(sock)
+            try:
+                count: int = sock.recv_into(buffer)
+            except BaseException:
+                self._refuse_if_midline()
+                raise
+            if not count:
+                return self._at_end_of_file()
+            start = max(0, count - _NEAR_THE_END)
+            near = bytes(buffer[start:count])
+            if cut := near.rfind(b"\n") + 1:
+                self.held = near[cut:]
+                self.midline = False
+                return start + cut
+            self.held = bytes(buffer[:count])
+        data = self._next(len(buffer))
+        if data is None:
+            return None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read1_with_care(self) -> bytes:
+        data = self._next(_LONGEST_HELD)
+        if data is None:
+            assert self.excuse is not None
+            raise self.excuse
+        return data
+
+    def _next(self, room: int) -> bytes | None:
+        """The next bytes for a reader, at most *room*; None when a gentle reader is to make do without."""
+        self._check_refusal()
+        if self.dry:
+            return None
+        sock = for_one_call(self.raw._sock)
+        if self.gentle:
+            if not self.held:
+                try:
+                    self.held = self._receive(sock, room)
+                except (TimeoutError, BlockingIOError) as error:
+                    self.excuse = error
+                    return None
+            cut = self._whole_lines(room) or room
+        else:
+            cut = self._wait_for_lines(sock, room)
+        data, self.held = self.held[:cut], self.held[cut:]
+        return self._handed_on(data)
+
+    def _wait_for_lines(self, sock: Any, room: int) -> int:
+        """Receive until a line is whole, has grown too long, or the file ends; how much to hand on then."""
+        while not (cut := self._whole_lines(room)):
+            try:
+                data = self._receive(sock, room)
+            except BaseException:
+                self._refuse_if_midline()
+                raise
+            if not data:
+                return room
+            self.held += data
+        return cut
+
+    def _whole_lines(self, room: int) -> int:
+        """How much of what is held are whole lines, up to *room*; 0 if the first one is not whole."""
+        held = self.held
+        if self._end is None:
+            return min(len(held), room)
+        at = held.rfind(self._end, 0, room)
+        cut = at + len(self._end) if at >= 0 else 0
+        # A lone carriage return may end a line as well, and the decoder waits for what follows it: then
+        # nothing can be held back.
+        if self._universal and held.find(b"\r", cut, room) >= 0:
+            return min(len(held), room)
+        if not cut and (len(held) >= _LONGEST_HELD or held.find(self._end) >= 0):
+            return room
+        return cut
+
+
+class _SourceAfterWrite(Source):
+    """A source whose sink has something to send before the next read."""
+
+    __slots__ = ()
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        self.__class__ = Source  # type: ignore[assignment]
+        # It sends what it can without waiting; lines that are at hand must not wait for the rest.
+        if self.sink is not None and not self.raw.closed:
+            self.sink.send_for_reader()
+        return self.closed
+
+
+def _bytes_of(data: Buffer) -> bytes:
+    with memoryview(data) as view:
+        return view.tobytes()

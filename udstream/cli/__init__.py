@@ -1,0 +1,114 @@
+"""
+The command ``udstream``: arguments in, exit statuses out.
+
+Each command is a module of this package with two functions, ``add_arguments(parser)`` and
+``run(args) -> status``; only the one that is asked for is imported. An error is one line on stderr, and
+these are the statuses: 0; 1 for an error; 2 for wrong usage; 130 after Ctrl-C; 141 when whoever read the
+output has gone, which is what the shell says of a program that died of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from .terminal import Failure, OutputClosed, complain, drop_output, flush_output, say, standard_files, version
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+# The module of each command, and what it does. `pass` is a keyword, so its module has another name.
+COMMANDS = {
+    "connect": ("connect", "join stdin and stdout to a socket, both ways at once"),
+    "listen": ("listen", "join stdin and stdout to a client of ours; with --echo, be an echo service"),
+    "demo": ("demo", "see it work: a text conversation with a server of its own"),
+    "who": ("who", "say who listens on a socket"),
+    "pass": ("pass_files", "send open files to whoever listens on a socket"),
+    "take": ("take_files", "receive open files, and run a command with them"),
+    "doctor": ("doctor", "say what this kernel and platform can do"),
+}
+
+OK, ERROR, USAGE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 130, 141
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> None:
+        say(f"udstream {version()}")
+        parser.exit()
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="udstream",
+        description="Unix domain sockets as files. A PATH that begins with @ is a name in Linux's abstract "
+        "namespace; ./@name is a file.",
+        epilog="'udstream COMMAND --help' says more about each.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # No option before the command takes a value, so the first word that is none is the command.
+    wanted = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module_name, summary) in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=summary, description=f"{summary}.".capitalize(), allow_abbrev=False
+        )
+        if name == wanted:
+            module = import_module(f"{__name__}.{module_name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    # argparse has no way to say "all after --, untouched", and an option of COMMAND is none of ours.
+    argv, behind = _split(argv) if wanted == "take" else (argv, None)
+    args = parser.parse_args(argv)
+    args.words = behind
+    return args
+
+
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
+    if "--" not in argv:
+        return argv, None
+    at = list(argv).index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the command line *argv* (default: this process's), and return its exit status.
+
+    ``take -- COMMAND`` does not return: this process becomes COMMAND.
+    """
+    standard_files()
+    args = argparse.Namespace(path=None)
+    try:
+        try:
+            args = _parse(sys.argv[1:] if argv is None else argv)
+            status: int = args.run(args)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else OK
+        flush_output()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OutputClosed:
+        drop_output()
+        return OUTPUT_CLOSED
+    except Failure as failure:
+        complain(failure.subject, failure.reason)
+        return failure.status
+    except OSError as error:
+        complain(error.filename or _path(args), error.strerror or error)
+        return ERROR
+    except NotImplementedError as error:
+        complain(_path(args), error)
+        return ERROR
+    except ValueError as error:
+        complain(_path(args), error)
+        return USAGE
+
+
+def _path(args: argparse.Namespace) -> object:
+    return getattr(args, "path", None) or args.command

@@ -1,0 +1,146 @@
+"""Joining stdin and stdout to a stream, both ways at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+
+from .. import Shutdown, UdStream
+from .terminal import OutputClosed
+
+STDIN, STDOUT = 0, 1
+
+# What a pipe holds on Linux.
+CHUNK = 64 * 1024
+
+_GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+def join(stream: UdStream) -> None:
+    """
+    Copy stdin to *stream* and *stream* to stdout until both have ended, or the peer has gone.
+
+    Two threads, so that neither way waits for the other; neither touches a descriptor's mode, which is
+    shared with the shell and whoever else has it. When stdin ends, the peer is told by a half-close, and
+    what it still says is copied. When the peer ends its side, what is left of stdin is still sent, for it
+    may be a reader only; when it has closed the connection, that ends at once, also while somebody at a
+    terminal has yet to type. `OutputClosed` as soon as nobody reads stdout. `OSError` when the peer left
+    with something unread, or with ``filename`` "stdin" or "stdout" when one of these failed.
+    """
+    ours, theirs = UdStream.pair()
+    feeder = _Feeder(stream, theirs)
+    feeder.start()
+    try:
+        _drain(stream)
+        _wait_for(feeder, ours)
+    finally:
+        # Ends a write that the peer does not read, and the poll that waits for stdin.
+        _shutdown(stream, Shutdown.BOTH)
+        ours.close()
+        # Another reader of the same terminal may have taken what poll had seen; then read waits on.
+        feeder.join(1)
+    if feeder.error is not None:
+        raise feeder.error
+
+
+class _Feeder(threading.Thread):
+    """Copies stdin to the stream; *wake* is closed by this end when it is done, by the other to end it."""
+
+    def __init__(self, stream: UdStream, wake: UdStream) -> None:
+        super().__init__(name="stdin to socket", daemon=True)
+        self.stream = stream
+        self.wake = wake
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            self.copy()
+        except OSError as error:
+            self.error = error
+        finally:
+            self.wake.close()
+
+    def copy(self) -> None:
+        poller = select.poll()
+        poller.register(STDIN, select.POLLIN)
+        poller.register(self.stream.fileno(), 0)
+        poller.register(self.wake.fileno(), select.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self.wake.fileno() in ready:
+                return
+            if STDIN not in ready:
+                return  # the peer has closed the connection, and there is nothing that it missed
+            try:
+                data = os.read(STDIN, CHUNK)
+            except BlockingIOError:
+                continue  # another reader of the same terminal or pipe was quicker
+            except OSError as error:
+                error.filename = "stdin"
+                _shutdown(self.stream, Shutdown.BOTH)
+                raise
+            if not data:
+                _shutdown(self.stream, Shutdown.WRITE)
+                return
+            self.stream.write_all(data)
+
+
+def _shutdown(stream: UdStream, how: Shutdown) -> None:
+    try:
+        stream.shutdown(how)
+    except OSError as error:
+        # Some kernels say so of a connection that the peer has closed.
+        if error.errno != errno.ENOTCONN:
+            raise
+
+
+def _drain(stream: UdStream) -> None:
+    """Copy the stream to stdout until the peer ends its side."""
+    buffer = memoryview(bytearray(CHUNK))
+    poller = select.poll()
+    poller.register(stream.fileno(), select.POLLIN)
+    _watch_output(poller)
+    while True:
+        ready = dict(poller.poll())
+        if ready.get(STDOUT, 0) & _GONE:
+            raise OutputClosed
+        count = stream.readinto(buffer)
+        if not count:
+            return
+        _write(buffer[:count])
+
+
+def _wait_for(feeder: _Feeder, wake: UdStream) -> None:
+    """Wait until *feeder* is done, or nobody reads stdout."""
+    poller = select.poll()
+    poller.register(wake.fileno(), select.POLLIN)
+    _watch_output(poller)
+    while feeder.is_alive():
+        ready = dict(poller.poll())
+        if ready.get(STDOUT, 0) & _GONE:
+            raise OutputClosed
+        if wake.fileno() in ready:
+            return
+
+
+def _watch_output(poller: select.poll) -> None:
+    # Asked for nothing, poll still tells that the reader of a pipe has gone. A stdout that is not open for
+    # writing says so when something is to be written.
+    poller.register(STDOUT, 0)
+
+
+def _write(data: memoryview) -> None:
+    while data:
+        try:
+            data = data[os.write(STDOUT, data) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(STDOUT, select.POLLOUT)
+            poller.poll()
+        except BrokenPipeError:
+            raise OutputClosed from None
+        except OSError as error:
+            error.filename = "stdout"
+            raise

@@ -1,0 +1,129 @@
+"""What ``listen`` and ``take`` share: binding, who gets in, and an end that removes the socket file."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .. import UdStream, UdStreamListener
+from ..ancillary import peer_groups
+from . import arguments, identity
+from .terminal import complain, note, printable
+
+# The process or the machine is at a limit for the moment; whoever waits in the backlog can wait on.
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, mode: int | None) -> None:
+    """Who gets in; *mode* is the socket file's where none is asked for (None: the umask's)."""
+    parser.set_defaults(default_mode=mode)
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        type=arguments.mode,
+        help="the socket file's mode, from the first instant (default: "
+        + (f"{mode:04o}" if mode is not None else "as the umask says")
+        + "; 0666 with --allow-user or --allow-group)",
+    )
+    parser.add_argument(
+        "--allow-user",
+        metavar="USER",
+        type=identity.user_number,
+        action="append",
+        default=[],
+        help="admit this user, name or number, and others only if they are allowed too; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-group",
+        metavar="GROUP",
+        type=identity.group_number,
+        action="append",
+        default=[],
+        help="admit the members of this group, likewise",
+    )
+    parser.add_argument(
+        "--backlog",
+        metavar="N",
+        type=arguments.count,
+        help="how many may wait to be accepted (default: the most)",
+    )
+    parser.add_argument(
+        "--quiet", "-q", action="store_true", help="don't say 'listening on PATH' on stderr when ready"
+    )
+
+
+@contextmanager
+def listening(args: argparse.Namespace) -> Iterator[UdStreamListener]:
+    """A listener on PATH, which says when it is ready, and whose file goes at the end, by a signal too."""
+    mode = args.mode
+    if mode is None and args.path.is_file:
+        # Whom to admit was said in another way; the file's mode must let them come that far.
+        mode = 0o666 if args.allow_user or args.allow_group else args.default_mode
+    with _ended_by_signals(), UdStreamListener.bind(args.path, backlog=args.backlog, mode=mode) as listener:
+        if not args.quiet:
+            note(f"listening on {printable(args.path)}")
+        yield listener
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # One that is ignored, as under nohup, stays so.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def admitted(listener: UdStreamListener, args: argparse.Namespace) -> Iterator[UdStream]:
+    """The connections of those who may come in, endlessly; each is the caller's to close."""
+    told = False
+    while True:
+        try:
+            stream = listener.accept()
+        except OSError as error:
+            if error.errno not in _SCARCE:
+                raise
+            # The listener itself sees to it that this loop does not spin.
+            if not told:
+                complain(args.path, error.strerror)
+            told = True
+            continue
+        told = False
+        if _may_enter(stream, args):
+            yield stream
+        else:
+            stream.close()
+
+
+def _may_enter(stream: UdStream, args: argparse.Namespace) -> bool:
+    if not args.allow_user and not args.allow_group:
+        return True
+    peer = stream.peer_credentials()
+    if peer.uid in args.allow_user or peer.gid in args.allow_group:
+        return True
+    if args.allow_group and not set(args.allow_group).isdisjoint(_groups(stream)):
+        return True
+    complain(args.path, f"refused {identity.user(peer.uid)}, pid {peer.pid}")
+    return False
+
+
+def _groups(stream: UdStream) -> tuple[int, ...]:
+    try:
+        return peer_groups(stream)
+    except NotImplementedError:
+        return ()  # where the kernel knows of the first group only

@@ -1,0 +1,171 @@
+"""``udstream take``: the other end of ``udstream pass``."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import re
+import signal
+import stat
+from contextlib import ExitStack
+from typing import NoReturn
+
+from .. import UdStream
+from . import arguments, serving
+from .arguments import add_path
+from .terminal import Failure, printable, table
+
+# The first descriptor that COMMAND gets: the one after stderr.
+FIRST = 3
+
+# A name as long as the kernel allows a path to be, and its NUL.
+_LONGEST_NAME = 4096 + 1
+
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to wait, and what to do with what comes."""
+    parser.usage = "udstream take [options] PATH [-- COMMAND ...]"
+    parser.description = (
+        "Wait for one 'udstream pass PATH FILE...'. Without a COMMAND, print a line about each file. With one, "
+        "run it with the files as descriptors 3, 4 and so on: UDSTREAM_FDS lists them, a word of COMMAND that has "
+        "{} in it stands there once for each with {} replaced by its /dev/fd/N, and {1} is that of the first."
+    )
+    add_path(parser)
+    parser.add_argument(
+        "--max", metavar="N", type=arguments.count, help="refuse to go on when more than N files come"
+    )
+    serving.add_arguments(parser, mode=0o600)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Receive what one sender sends, and list it or become COMMAND."""
+    if args.words is not None and not args.words:
+        raise Failure("take", "no COMMAND after --", 2)
+    with ExitStack() as owned:
+        with serving.listening(args) as listener:
+            fds: list[int] = []
+            names: list[str] = []
+            for stream in serving.admitted(listener, args):
+                with stream:
+                    fds, names = _receive(stream, args, owned)
+                # Somebody may have connected only to see who is here.
+                if fds:
+                    break
+        if args.words is None:
+            table(_description(fd, index, names) for index, fd in enumerate(fds))
+            return 0
+        words = _filled_in(args.words, len(fds))
+        _become(words, fds, names)
+
+
+def _receive(stream: UdStream, args: argparse.Namespace, owned: ExitStack) -> tuple[list[int], list[str]]:
+    """All that the stream brings, up to its end: the descriptors, *owned* by the caller, and their names."""
+    fds: list[int] = []
+    payload = bytearray()
+    buffer = memoryview(bytearray(64 * 1024))
+    while True:
+        room = 253 if args.max is None else min(253, args.max - len(fds))
+        received = stream.recv_ancillary(buffer, max_fds=room)
+        fds += owned.enter_context(received.fds)
+        if received.truncated:
+            if args.max is not None and len(received.fds) == room:
+                raise Failure(args.path, f"more than {args.max} files came")
+            raise Failure(args.path, "this process is at its limit of open files")
+        if not received.nbytes:
+            return fds, _names(bytes(payload), len(fds))
+        payload += buffer[: received.nbytes]
+        if len(payload) > max(1, len(fds)) * _LONGEST_NAME:
+            raise Failure(args.path, "what came is no list of names")
+
+
+def _names(payload: bytes, count: int) -> list[str]:
+    """The names of the files; ``-`` for each when the sender speaks in another way."""
+    *names, rest = payload.split(b"\0")
+    return ["-"] * count if rest or len(names) != count else [os.fsdecode(name) for name in names]
+
+
+_KINDS = (
+    (stat.S_ISREG, "file"),
+    (stat.S_ISDIR, "directory"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISCHR, "character device"),
+    (stat.S_ISBLK, "block device"),
+    (stat.S_ISLNK, "symbolic link"),
+)
+
+_ACCESS = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read-write"}
+
+_FLAGS = ((os.O_APPEND, "append"), (os.O_NONBLOCK, "nonblocking"), (os.O_SYNC, "sync"))
+
+
+def _description(fd: int, index: int, names: list[str]) -> list[str]:
+    status = os.fstat(fd)
+    kind = next((name for is_it, name in _KINDS if is_it(status.st_mode)), "other")
+    size = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else "-"
+    return [str(index + 1), printable(names[index]), kind, size, _flags(fd), _target(fd)]
+
+
+def _flags(fd: int) -> str:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if flags & getattr(os, "O_PATH", 0):
+        return "path only"
+    also = [name for bits, name in _FLAGS if flags & bits == bits]
+    return ",".join([_ACCESS.get(flags & os.O_ACCMODE, "no access"), *also])
+
+
+def _target(fd: int) -> str:
+    try:
+        return printable(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError as error:
+        return f"unknown: {error.strerror}"
+
+
+def _filled_in(words: list[str], count: int) -> list[str]:
+    def numbered(match: re.Match[str]) -> str:
+        number = int(match[1])
+        if not 1 <= number <= count:
+            raise Failure("take", f"COMMAND asks for {match[0]}, and {count} came")
+        return f"/dev/fd/{FIRST + number - 1}"
+
+    filled = []
+    for word in words:
+        word = re.sub(r"\{([0-9]+)\}", numbered, word)
+        if "{}" in word:
+            filled += [word.replace("{}", f"/dev/fd/{fd}") for fd in range(FIRST, FIRST + count)]
+        else:
+            filled.append(word)
+    return filled
+
+
+def _become(words: list[str], fds: list[int], names: list[str]) -> NoReturn:
+    """Run the command in this process's place, with *fds* as 3, 4 and so on, and no other but 0, 1, 2."""
+    end = FIRST + len(fds)
+    # Out of the way first: a number that is wanted for one may be that of another.
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, end) for fd in fds]
+    for number, fd in enumerate(moved, FIRST):
+        os.dup2(fd, number)
+    for entry in os.listdir("/dev/fd"):
+        if int(entry) >= end:
+            _close_on_exec(int(entry))
+    os.environ["UDSTREAM_FDS"] = " ".join(str(number) for number in range(FIRST, end))
+    os.environ["UDSTREAM_FDNAMES"] = "\n".join(printable(name) for name in names)
+    # Python ignores these two, and what is ignored stays so in the command, which counts on them.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        os.execvp(words[0], words)
+    except FileNotFoundError as error:
+        raise Failure(words[0], error.strerror, _NOT_FOUND) from None
+    except OSError as error:
+        raise Failure(words[0], error.strerror, _NOT_EXECUTABLE) from None
+
+
+def _close_on_exec(fd: int) -> None:
+    try:
+        os.set_inheritable(fd, False)
+    except OSError:
+        return  # it was the one that listed the folder

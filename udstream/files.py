@@ -1,0 +1,581 @@
+"""
+Buffered and text files over a raw stream: what `UdStream.makefile` and `udstream.open` give back.
+
+`BinaryFile` and `TextFile` are what the user holds. They stand on the halves of `_halves`, with the layers of
+`io`, in C, between. Their hot methods are slots, filled with the bound methods of those layers: a method
+of ours in the way would cost as much as the layer itself.
+"""
+
+from __future__ import annotations
+
+import io
+from _warnings import warn
+from _weakref import ref
+from itertools import chain
+
+from ._halves import Sink, Source, TextSink, tie
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from typing_extensions import Buffer
+
+    from .stream import UdStream
+
+_MODES = "'r', 'w', 'rw', 'r+' or 'w+', each with 'b' for bytes or 't' for text"
+_NEWLINES = (None, "", "\n", "\r", "\r\n")
+
+
+class Mode:
+    """A mode string, taken apart; `ValueError` when it is none."""
+
+    __slots__ = ("binary", "given", "reading", "writing")
+
+    def __init__(self, mode: str) -> None:
+        if not isinstance(mode, str):
+            raise TypeError(f"mode must be str, not {type(mode).__name__}")
+        letters = set(mode)
+        reading, writing, both = "r" in letters, "w" in letters, "+" in letters
+        if (
+            len(letters) != len(mode)
+            or letters - set("rwbt+")
+            or not (reading or writing)
+            or (reading and writing and both)
+            or letters >= {"b", "t"}
+        ):
+            raise ValueError(f"invalid mode {mode!r}: it must be {_MODES}")
+        self.given = mode
+        self.reading = reading or both
+        self.writing = writing or both
+        self.binary = "b" in letters
+
+    def check(self, buffering: int, encoding: str | None, errors: str | None, newline: str | None) -> None:
+        """Raise what `open` would for arguments that do not go with this mode, before anything is opened."""
+        if not isinstance(buffering, int):
+            raise TypeError(f"buffering must be int, not {type(buffering).__name__}")
+        if self.binary:
+            for name, value in (("encoding", encoding), ("errors", errors), ("newline", newline)):
+                if value is not None:
+                    raise ValueError(f"binary mode doesn't take the argument {name}")
+            return
+        if buffering == 0:
+            raise ValueError("can't have unbuffered text I/O: buffering=0 needs a binary mode")
+        for name, value in (("encoding", encoding), ("errors", errors), ("newline", newline)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} must be str or None, not {type(value).__name__}")
+        if newline not in _NEWLINES:
+            raise ValueError(f"illegal newline value: {newline!r}")
+        if encoding is not None:
+            "".encode(encoding)
+
+
+def make(
+    stream: UdStream,
+    mode: Mode,
+    buffering: int,
+    encoding: str | None,
+    errors: str | None,
+    newline: str | None,
+) -> Any:
+    """The file object over *stream* that `open` and `makefile` promise."""
+    if mode.binary:
+        encoding = errors = newline = None
+    mode.check(buffering, encoding, errors, newline)
+    if mode.binary and buffering == 0:
+        return stream
+    if mode.binary and buffering == 1:
+        warn(
+            "line buffering (buffering=1) isn't supported in binary mode, the default buffer size will be used",
+            RuntimeWarning,
+            3,
+        )
+    size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
+    nonblocking = stream.is_nonblocking()
+    if not mode.binary:
+        if nonblocking:
+            raise ValueError("a nonblocking stream can't be wrapped in text: make it blocking first")
+        text = TextFile(stream, mode, size, buffering == 1, encoding, errors, newline)
+        stream._files += (ref(text),)
+        return text
+    careful = nonblocking or stream.timeout is not None
+    source = Source(stream, careful) if mode.reading else None
+    sink = Sink(stream, size) if mode.writing else None
+    binary = BinaryFile(stream, mode.given, size, source, sink)
+    stream._files += (ref(binary),)
+    return binary
+
+
+class _CarefulReader:
+    """
+    An `io.BufferedReader`, but for the calls that would lose bytes to a failing read.
+
+    While they are at work the source is gentle: it tells of a failure by None, which makes the C code
+    return what it has got. That is given back to the source, and the failure raised.
+    """
+
+    __slots__ = ("_reader", "_source", "readline")
+
+    def __init__(self, reader: Any, source: Source) -> None:
+        self._reader = reader
+        self._source = source
+        # Between two calls the reader has whole lines only, so this one has nothing to lose.
+        self.readline = reader.readline
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._reader)
+
+    def _gently(self, call: Callable[[Any], Any], argument: Any) -> Any:
+        source = self._source
+        source.gentle = True
+        source.excuse = None
+        try:
+            return call(argument)
+        finally:
+            source.gentle = False
+            if source.midline:
+                source.unread(self._take_buffered())
+                source.midline = False
+
+    def _take_buffered(self) -> bytes:
+        """What the reader has got and not yet handed on."""
+        source = self._source
+        source.dry = True
+        try:
+            size = len(self._reader.peek())
+            return self._reader.read(size) if size else b""
+        finally:
+            source.dry = False
+
+    def read(self, size: int | None = -1) -> bytes | None:
+        source = self._source
+        if size is None or size < 0:
+            source.unread(self._take_buffered())
+            return source.readall()
+        data: bytes | None = self._gently(self._reader.read, size)
+        error = source.excuse
+        if error is None or isinstance(error, BlockingIOError):
+            return data
+        source.unread(data or b"")
+        raise error
+
+    def readinto(self, buffer: Any) -> int | None:
+        source = self._source
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            count: int | None = self._gently(self._reader.readinto, view)
+            error = source.excuse
+            if error is None or isinstance(error, BlockingIOError):
+                return count
+            source.unread(bytes(view[: count or 0]))
+        raise error
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._unless_failed(self._gently(self._reader.read1, size))  # type: ignore[no-any-return]
+
+    def readinto1(self, buffer: Any) -> int:
+        return self._unless_failed(self._gently(self._reader.readinto1, buffer))  # type: ignore[no-any-return]
+
+    def peek(self, size: int = 0) -> bytes:
+        return self._unless_failed(self._gently(self._reader.peek, size))  # type: ignore[no-any-return]
+
+    def _unless_failed(self, result: Any) -> Any:
+        # These read once at the most, so after a failure there is nothing to give back.
+        if self._source.excuse is not None:
+            raise self._source.excuse
+        return result
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        lines: list[bytes] = []
+        try:
+            _gather_lines(self.readline, hint, lines)
+        except BaseException:
+            self._source.unread(b"".join(lines))
+            raise
+        return lines
+
+
+def _gather_lines(readline: Callable[[], Any], hint: int | None, lines: list[Any]) -> None:
+    """Fill *lines* as `io.IOBase.readlines` would."""
+    size = 0
+    while line := readline():
+        lines.append(line)
+        size += len(line)
+        if hint is not None and 0 < hint <= size:
+            return
+
+
+def _no_reading(*args: object) -> Any:
+    raise io.UnsupportedOperation("not readable")
+
+
+def _no_writing(*args: object) -> Any:
+    raise io.UnsupportedOperation("not writable")
+
+
+class _File:
+    """What binary and text files have in common: one stream, and the two halves over it."""
+
+    __slots__ = ()
+    _source: Source | None
+    _sink: Sink | None
+    _stream: UdStream
+    _mode: str
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream is closed."""
+        return self._stream.closed
+
+    @property
+    def mode(self) -> str:
+        """The mode that was asked for."""
+        return self._mode
+
+    @property
+    def name(self) -> int:
+        """The file descriptor's number, as the ``name`` of any file made from a descriptor."""
+        return self._stream.fileno()
+
+    def fileno(self) -> int:
+        """The file descriptor's number, lent."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """False."""
+        self._check_open()
+        return False
+
+    def readable(self) -> bool:
+        """Whether it was opened for reading."""
+        self._check_open()
+        return self._source is not None
+
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        self._check_open()
+        return self._sink is not None
+
+    def seekable(self) -> bool:
+        """False."""
+        self._check_open()
+        return False
+
+    def _check_open(self) -> None:
+        if self._stream.closed:
+            raise ValueError("I/O operation on closed file")
+
+    def flush(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """
+        Send what was written, and close the stream. A second time, do nothing.
+
+        The stream is closed even when the sending fails: with the error of that, a `TimeoutError` say.
+        """
+        if self._stream.closed:
+            self._stream_closed()
+            return
+        try:
+            self.flush()
+        finally:
+            self._stream_closed()
+            self._stream.close()
+
+    def _stream_closed(self) -> None:
+        # The layers in C ask these, and are to leave in peace what is closed.
+        if self._source is not None:
+            self._source.close()
+        if self._sink is not None:
+            self._sink.close()
+
+    def __del__(self) -> None:
+        try:
+            stream = self._stream
+        except AttributeError:
+            return  # it never got as far as having one
+        if not stream.closed:
+            warn(f"unclosed file {self!r}", ResourceWarning, 2, self)
+        self.close()
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        return f"<{name} mode={self._mode!r} over {self._stream!r}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"cannot pickle {type(self).__name__!r} object")
+
+
+class BinaryFile(_File, io.BufferedIOBase):
+    """A buffered binary file over a `UdStream`: what ``open(path, "rb")``, ``"wb"`` and ``"rwb"`` give."""
+
+    __slots__ = {
+        "_mode": "",
+        "_reader": "",
+        "_sink": "",
+        "_source": "",
+        "_stream": "",
+        "_writer": "",
+        "read": "read(size=-1): up to *size* bytes, fewer only at the end of file; all of it without a size.",
+        "readinto": "readinto(buffer): fill the buffer; fewer bytes only at the end of file.",
+        "readline": "readline(size=-1): one line with its newline, or up to *size* bytes of it.",
+        "write": "write(data): take all of data into the buffer; an exception means that none was taken.",
+    }
+
+    def __init__(
+        self, stream: UdStream, mode: str, size: int, source: Source | None, sink: Sink | None
+    ) -> None:
+        self._stream = stream
+        self._mode = mode
+        self._source = source
+        self._sink = sink
+        # The layers of io ask far less of what they stand on than their types say.
+        below: Any
+        self._reader: Any = None
+        self._writer: Any = None
+        if source is not None:
+            below = source
+            reader = io.BufferedReader(below, size)
+            self._reader = _CarefulReader(reader, source) if source.careful else reader
+            self.read = self._reader.read  # type: ignore[method-assign]
+            self.readinto = self._reader.readinto  # type: ignore[method-assign]
+            self.readline = self._reader.readline  # type: ignore[method-assign]
+        else:
+            self.read = self.readinto = self.readline = _no_reading  # type: ignore[method-assign]
+        if sink is None:
+            self.write = _no_writing  # type: ignore[method-assign]
+        elif source is None and sink.__class__ is Sink:
+            # The C writer's lock would make a reader's thread wait for a writer's; alone it is the fastest.
+            below = sink
+            self._writer = io.BufferedWriter(below, size)
+            self.write = self._writer.write  # type: ignore[method-assign]
+        else:
+            self.write = sink.put  # type: ignore[method-assign]
+        tie(source, sink)
+
+    @property
+    def raw(self) -> UdStream:
+        """The stream underneath."""
+        return self._stream
+
+    def _reading(self) -> Any:
+        if self._reader is None:
+            raise io.UnsupportedOperation("not readable")
+        return self._reader
+
+    def read1(self, size: int = -1) -> bytes:
+        """Up to *size* bytes (by default, a buffer's worth), with one read of the stream at the most."""
+        return self._reading().read1(size)  # type: ignore[no-any-return]
+
+    def readinto1(self, buffer: Buffer) -> int:
+        """As `readinto`, with one read of the stream at the most."""
+        return self._reading().readinto1(buffer)  # type: ignore[no-any-return]
+
+    def peek(self, size: int = 0) -> bytes:
+        """What is in the buffer, without taking it out; if nothing, what one read of the stream brings."""
+        return self._reading().peek(size)  # type: ignore[no-any-return]
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """All lines up to the end of file; with a *hint*, no more once they have that many bytes."""
+        return self._reading().readlines(hint)  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._check_open()
+        # The reader's own iterator is the fastest; the file must live as long as it.
+        return chain(iter(self._reading()), _keep(self))
+
+    def __next__(self) -> bytes:
+        line: bytes = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def writelines(self, lines: Iterable[Buffer]) -> None:
+        """Write each of the *lines*; nothing is put between them."""
+        write = self.write
+        for line in lines:
+            write(line)
+
+    def flush(self) -> None:
+        """
+        Send what was written.
+
+        A `TimeoutError` or `BlockingIOError` says that not all could be sent: the rest is kept, and goes
+        with the next call.
+        """
+        self._check_open()
+        if self._sink is not None:
+            if self._writer is not None:
+                self._writer.flush()
+            self._sink.drain()
+
+
+def _keep(owner: object) -> Iterator[Any]:
+    """An iterator over nothing that keeps *owner* alive."""
+    return
+    yield owner
+
+
+class TextFile(_File, io.TextIOBase):
+    """A text file over a `UdStream`: what ``open(path, "r")``, ``"w"`` and ``"rw"`` give."""
+
+    __slots__ = {
+        "_buffer": "",
+        "_mode": "",
+        "_reader": "",
+        "_sink": "",
+        "_source": "",
+        "_stream": "",
+        "_writer": "",
+        "readline": "readline(size=-1): one line, ended by a newline, or up to *size* characters of it.",
+        "write": "write(text): take all of text into the buffer; an exception means that none was taken.",
+    }
+
+    def __init__(
+        self,
+        stream: UdStream,
+        mode: Mode,
+        size: int,
+        line_buffering: bool,
+        encoding: str | None,
+        errors: str | None,
+        newline: str | None,
+    ) -> None:
+        self._stream = stream
+        self._mode = mode.given
+        self._buffer: BinaryFile | None = None
+        self._source = self._sink = None
+        self._reader: Any = None
+        self._writer: Any = None
+        self.readline = _no_reading  # type: ignore[method-assign]
+        self.write = _no_writing  # type: ignore[method-assign]
+        # The layers of io ask far less of what they stand on than their types say.
+        below: Any
+        # One wrapper for each way: a single one forgets what it has read ahead when it writes.
+        if mode.reading:
+            self._source = below = source = Source(stream, False)
+            self._reader = io.TextIOWrapper(below, encoding, errors, newline)
+            source.tell_lines(newline, self._reader.encoding)
+            self.readline = self._reader.readline  # type: ignore[method-assign]
+        if mode.writing:
+            self._sink = below = sink = TextSink(stream, size)
+            writer: Any = io.TextIOWrapper(below, encoding, errors, newline, line_buffering)
+            self._writer = writer
+            if size != writer._CHUNK_SIZE:
+                writer._CHUNK_SIZE = size
+            self.write = writer.write  # type: ignore[method-assign]
+            if mode.reading:
+                sink.writer = writer
+                sink.watch()
+        tie(self._source, self._sink)
+
+    @property
+    def buffer(self) -> BinaryFile:
+        """
+        The binary file over the same stream; its ``raw`` is the stream.
+
+        Flush the text before writing to it; text that was read ahead is not in it any more.
+        """
+        if self._buffer is None:
+            size = io.DEFAULT_BUFFER_SIZE
+            self._buffer = BinaryFile(self._stream, _binary(self._mode), size, self._source, self._sink)
+        return self._buffer
+
+    def _either(self) -> Any:
+        return self._writer if self._reader is None else self._reader
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The name of the encoding."""
+        return self._either().encoding  # type: ignore[no-any-return]
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]
+        """How errors in decoding and encoding are treated."""
+        return self._either().errors  # type: ignore[no-any-return]
+
+    @property
+    def newlines(  # type: ignore[override]
+        self,
+    ) -> str | tuple[str, ...] | None:
+        """The kinds of line ends met so far, if they are translated."""
+        return None if self._reader is None else self._reader.newlines
+
+    @property
+    def line_buffering(self) -> bool:
+        """Whether each line is sent as it ends."""
+        return self._writer is not None and self._writer.line_buffering
+
+    def read(self, size: int | None = -1) -> str:
+        """
+        Up to *size* characters, fewer only at the end of file; without a size, everything up to there.
+
+        When the time runs out in the middle of ``read(size)``, further reads are refused with an `OSError`.
+        """
+        reader, source = self._reading()
+        if size is None or size < 0:
+            return reader.read()  # type: ignore[no-any-return]
+        source.gentle = True
+        try:
+            return reader.read(size)  # type: ignore[no-any-return]
+        except (TimeoutError, BlockingIOError):
+            if size > 1:
+                source.refuse("read(size) failed in the middle, and what it had is lost")
+            raise
+        finally:
+            source.gentle = False
+
+    def readlines(self, hint: int | None = -1) -> list[str]:  # type: ignore[override]
+        """
+        All lines up to the end of file; with a *hint*, no more once they have that many characters.
+
+        When the time runs out in the middle, further reads are refused with an `OSError`.
+        """
+        _, source = self._reading()
+        lines: list[str] = []
+        try:
+            _gather_lines(self.readline, hint, lines)
+        except BaseException:
+            if lines:
+                source.refuse("readlines() failed in the middle, and the lines it had are lost")
+            raise
+        return lines
+
+    def _reading(self) -> tuple[Any, Source]:
+        if self._source is None:
+            raise io.UnsupportedOperation("not readable")
+        return self._reader, self._source
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        self._check_open()
+        # The reader's own iterator is the fastest; the file must live as long as it.
+        return chain(iter(self._reading()[0]), _keep(self))
+
+    def __next__(self) -> str:  # type: ignore[override]
+        line: str = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]
+        """Write each of the *lines*; nothing is put between them."""
+        write = self.write
+        for line in lines:
+            write(line)
+
+    def flush(self) -> None:
+        """
+        Send what was written.
+
+        A `TimeoutError` says that not all could be sent: the rest is kept, and goes with the next call.
+        """
+        self._check_open()
+        if self._sink is not None:
+            self._writer.flush()
+            self._sink.drain()
+
+
+def _binary(mode: str) -> str:
+    """The mode of the binary file under a text file of this mode."""
+    return mode.replace("t", "") + "b"

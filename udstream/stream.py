@@ -1,0 +1,969 @@
+"""A connected Unix stream socket as a raw file: `UdStream`, and `open` over it."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import io
+import os
+import stat
+import struct
+from _warnings import warn
+from time import monotonic
+
+from . import _csocket, _platform, ancillary, files
+from ._timing import TimedSocket, for_one_call
+from ._waiting import timed_out, wait
+from .address import UdSocketPath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections import deque
+    from collections.abc import Iterable, Sequence
+    from typing import Any, BinaryIO, Literal, TypeAlias, overload
+    from weakref import ref
+
+    from typing_extensions import Buffer, Self
+
+    from ._csocket import CSocket
+    from .address import SocketPath
+    from .ancillary import Credentials, FileDescriptors, Received
+
+    TextMode: TypeAlias = Literal[
+        "r",
+        "w",
+        "rw",
+        "wr",
+        "r+",
+        "w+",
+        "+r",
+        "+w",
+        "rt",
+        "wt",
+        "rwt",
+        "tr",
+        "tw",
+        "trw",
+        "r+t",
+        "rt+",
+        "w+t",
+        "wt+",
+    ]
+    BinaryMode: TypeAlias = Literal[
+        "rb",
+        "wb",
+        "rwb",
+        "wrb",
+        "br",
+        "bw",
+        "brw",
+        "rbw",
+        "wbr",
+        "bwr",
+        "r+b",
+        "rb+",
+        "w+b",
+        "wb+",
+        "br+",
+        "bw+",
+    ]
+else:
+
+    def overload(function: object) -> object:
+        return function
+
+
+_NOSIGNAL = _platform.MSG_NOSIGNAL
+_CHUNK = 1 << 16
+# The most that one read() makes room for: more than a Unix socket's buffers hold.
+_MOST_AT_ONCE = 1 << 24
+
+
+class _Closed:
+    """What a closed stream has in its socket's place, so that no other method needs to look first."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError("I/O operation on closed stream")
+
+
+_CLOSED: Any = _Closed()
+
+
+class _CollectingSocket:
+    """A socket whose reads keep the ancillary data that came with the bytes."""
+
+    __slots__ = ("collected", "offset", "sock")
+
+    def __init__(self, sock: Any, collected: deque[tuple[int, Received]]) -> None:
+        self.sock = sock
+        self.collected = collected
+        self.offset = 0
+
+    def recv_into(self, buffer: Buffer) -> int:
+        return self._keep((buffer,))
+
+    def recv(self, size: int) -> bytes:
+        buffer = bytearray(size)
+        del buffer[self._keep((buffer,)) :]
+        return bytes(buffer)
+
+    def recvmsg_into(self, buffers: Sequence[Buffer], ancbufsize: int = 0, flags: int = 0) -> Any:
+        if not ancbufsize:
+            return self._keep(buffers), [], 0, None
+        # Asked for with its ancillary data: that goes to the caller, and only the bytes are counted here.
+        result = self.sock.recvmsg_into(buffers, ancbufsize, flags)
+        self.offset += result[0]
+        return result
+
+    def send(self, data: Buffer, flags: int) -> int:
+        return self.sock.send(data, flags)  # type: ignore[no-any-return]
+
+    def sendmsg(self, buffers: Iterable[Buffer], cmsgs: Any, flags: int) -> int:
+        return self.sock.sendmsg(buffers, cmsgs, flags)  # type: ignore[no-any-return]
+
+    def _keep(self, buffers: Sequence[Buffer]) -> int:
+        nbytes, received = ancillary._receive_quietly(self.sock, buffers)
+        if received is not None:
+            self.collected.append((self.offset, received))
+        self.offset += nbytes
+        return nbytes
+
+
+class UdStream(io.RawIOBase):
+    """
+    One end of a connected Unix stream socket, as a raw file.
+
+    Made by `connect`, `pair`, `from_fd`, `from_socket`, `inherited`, `dup`, and by
+    `UdStreamListener.accept`. It owns its file descriptor, which is close-on-exec, and closes it once: by
+    `close`, at the end of a ``with``, or, with a `ResourceWarning`, when it is dropped. Every method of a
+    closed stream but `close` raises `ValueError`.
+
+    Reading and writing follow `io.RawIOBase`: one system call each, short counts, None where a nonblocking
+    stream would have to wait. A write never raises ``SIGPIPE``. For buffers or text use `makefile`.
+    """
+
+    # The socket object, or what stands round it to time or to collect; and the paths that the user gave,
+    # (local, peer), where the kernel would say something else.
+    # (A type checker takes `closed` for the read-only property of io's; a slot is what io's C code reads fastest.)
+    __slots__ = ("_paths", "_sock", "closed")
+    _sock: Any
+    _paths: tuple[UdSocketPath | None, UdSocketPath | None] | None
+    # Only a stream that collects has one of its own.
+    _collected: deque[tuple[int, Received]] | None = None
+    # The files over this stream, which are closed with it: only a stream with files has this of its own.
+    _files: tuple[ref[Any], ...] = ()
+
+    def __init__(self) -> None:
+        raise TypeError("use UdStream.connect(), pair(), from_fd(), from_socket() or makefile of another")
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:  # noqa: D102
+        self = super().__new__(cls)
+        # From here on close() and __del__ may meet it, whatever else goes wrong.
+        self._sock = _CLOSED
+        self._paths = None
+        self.closed = True  # type: ignore[misc]
+        return self
+
+    # --- making one ---
+
+    @classmethod
+    def _adopt(
+        cls, sock: CSocket, paths: tuple[UdSocketPath | None, UdSocketPath | None] | None = None
+    ) -> Self:
+        self = cls.__new__(cls)
+        self._sock = sock
+        self._paths = paths
+        self.closed = False  # type: ignore[misc]
+        return self
+
+    @classmethod
+    def connect(cls, path: SocketPath, *, timeout: float | None = None) -> Self:
+        """
+        Connect to the socket at *path* (see `UdSocketPath.of`).
+
+        *timeout*, in seconds, becomes the stream's; it bounds the connecting too, also when the server's
+        backlog is full: then the kernel queues the caller until there is room, or `TimeoutError`. None waits
+        for ever. `ValueError` for a path that cannot be one; what the kernel refuses is its `OSError` with
+        the path as ``filename``. System calls: ``socket``, ``connect``.
+        """
+        where = UdSocketPath.of(path)
+        sockaddr = where.sockaddr()
+        seconds = _checked_timeout(timeout)
+        sock = _csocket.create()
+        try:
+            if where.fits:
+                _connect(sock, sockaddr, seconds)
+            else:
+                # A descriptor of the socket file stands for its path, in 20 bytes or so.
+                fd = os.open(sockaddr, os.O_PATH | os.O_CLOEXEC)
+                try:
+                    _connect(sock, b"/proc/self/fd/%d" % fd, seconds)
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            sock.close()
+            error.filename = str(where)
+            raise
+        except BaseException:
+            sock.close()
+            raise
+        self = cls._adopt(sock, (None, where))
+        if seconds is not None:
+            self._sock = TimedSocket(sock, seconds)
+        return self
+
+    @classmethod
+    def pair(cls) -> tuple[Self, Self]:
+        """Two streams connected to each other. System call: ``socketpair``."""
+        one, other = _csocket.pair()
+        return cls._adopt(one), cls._adopt(other)
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """
+        Take over the open descriptor *fd*, in whatever mode it is.
+
+        `ValueError`, and the descriptor stays the caller's, when it is not a connected Unix stream socket;
+        `OSError` (``EBADF``) when it is not open at all.
+        """
+        return cls._adopt(_csocket.adopt(fd, listening=False))
+
+    @classmethod
+    def from_socket(cls, sock: socket.socket) -> Self:
+        """
+        Take over what a `socket.socket` owned; it is detached.
+
+        A timeout that was set on it becomes the stream's, and the descriptor a blocking one again; a
+        nonblocking one stays nonblocking. `ValueError`, and the socket keeps all it had, when it is not a
+        connected Unix stream socket.
+        """
+        seconds = sock.gettimeout()
+        if sock.fileno() < 0:
+            raise ValueError("the socket is closed")
+        self = cls._adopt(_csocket.adopt(sock.fileno(), listening=False))
+        sock.detach()
+        if seconds:
+            self.set_nonblocking(False)
+            self.timeout = seconds
+        return self
+
+    @classmethod
+    def inherited(cls) -> list[Self]:
+        """
+        The connections that a service manager passed to this process (``LISTEN_FDS``), as streams.
+
+        For services that are started once for each connection (systemd's ``Accept=yes``). Empty when none
+        were passed to this process. They are made close-on-exec, and the variables removed. `ValueError`,
+        everything left as it was, when one of them is not a connected Unix stream socket.
+        """
+        from ._activation import inherited_sockets
+
+        return [cls._adopt(sock) for sock, _name in inherited_sockets(listening=False)]
+
+    def dup(self) -> Self:
+        """
+        Another stream on a duplicate of the descriptor, close-on-exec, with the same timeout.
+
+        The two share one connection: its nonblocking mode, its end of file, its shutdown. System call:
+        ``fcntl`` (``F_DUPFD_CLOEXEC``).
+        """
+        twin = self._adopt(_csocket.wrap(os.dup(self.fileno())), self._paths)
+        twin.timeout = self.timeout
+        return twin
+
+    # --- the descriptor ---
+
+    def _bare(self) -> CSocket:
+        """The socket object itself."""
+        sock = self._sock
+        while not isinstance(sock, _csocket.CSocket):
+            sock = sock.sock
+        return sock
+
+    def fileno(self) -> int:
+        """The file descriptor's number, lent: the stream still owns and closes it."""
+        return self._bare().fileno()
+
+    def detach(self) -> int:
+        """Give the descriptor to the caller, unclosed. The stream is closed from then on."""
+        fd = self._bare().detach()
+        self._forget()
+        return fd
+
+    def _forget(self) -> None:
+        self._sock = _CLOSED
+        self.closed = True  # type: ignore[misc]
+        for file in [reference() for reference in self._files]:
+            if file is not None:
+                file._stream_closed()
+
+    def close(self) -> None:
+        """
+        Close the descriptor; a second time, do nothing.
+
+        The connection goes on for whoever shares it: a child, a duplicate. A call that another thread is
+        blocked in is left to end by itself; `shutdown` ends it. System call: ``close``, never repeated.
+        """
+        if self.closed:
+            return
+        sock = self._bare()
+        self._forget()
+        sock.close()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            self._dealloc_warn(self)
+            self.close()
+
+    def _dealloc_warn(self, source: object) -> None:
+        # The buffered and text files of io call this as they are dropped unclosed, with themselves.
+        if not self.closed:
+            what = repr(self) if source is self else f"{source!r} over {self!r}"
+            warn(f"unclosed {what}", ResourceWarning, 2, source)
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self.closed:
+            return f"<{name} [closed]>"
+        ends = []
+        for label, path in (("local", self._path(0)), ("peer", self._path(1))):
+            if path is not None and not path.is_unnamed:
+                ends.append(f" {label}={str(path)!r}")
+        return f"<{name} fd={self.fileno()}{''.join(ends)}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"cannot pickle {type(self).__name__!r} object: pass its descriptor with send_fds")
+
+    @property
+    def name(self) -> int:
+        """The file descriptor's number, as the ``name`` of any file made from a descriptor."""
+        return self.fileno()
+
+    @property
+    def mode(self) -> str:
+        """``"rb+"``."""
+        return "rb+"
+
+    def readable(self) -> bool:
+        """True, also after a `shutdown`."""
+        self.fileno()
+        return True
+
+    def writable(self) -> bool:
+        """True, also after a `shutdown`."""
+        self.fileno()
+        return True
+
+    def seekable(self) -> bool:
+        """False."""
+        self.fileno()
+        return False
+
+    @property
+    def local_path(self) -> UdSocketPath:
+        """The address of this end; of most clients, unnamed. System call: ``getsockname``."""
+        return self._path(0, strict=True)  # type: ignore[return-value]
+
+    @property
+    def peer_path(self) -> UdSocketPath:
+        """
+        The address of the other end: as it was given to `connect`, else as the kernel tells it.
+
+        `OSError` (``ENOTCONN``) when there is no other end. System call: ``getpeername``.
+        """
+        return self._path(1, strict=True)  # type: ignore[return-value]
+
+    def _path(self, end: int, strict: bool = False) -> UdSocketPath | None:
+        sock = self._bare()
+        given = self._paths[end] if self._paths else None
+        if given is not None:
+            return given
+        try:
+            return UdSocketPath.from_kernel(sock.getpeername() if end else sock.getsockname())
+        except OSError:
+            if strict:
+                raise
+            return None
+
+    # --- waiting ---
+
+    @property
+    def timeout(self) -> float | None:
+        """
+        The seconds that a call may take, above 0, or None, at first, for ever.
+
+        Past it a call raises `TimeoutError`, and can be repeated. It is for the whole call, also of those
+        that take several system calls; signals do not lengthen it; duplicates of the descriptor never
+        notice it. While data flows it costs no system call; a nonblocking stream does not wait, whatever
+        its timeout. 0 and below: `ValueError`.
+        """
+        sock = self._sock
+        if isinstance(sock, _CollectingSocket):
+            sock = sock.sock
+        if isinstance(sock, TimedSocket):
+            return sock.timeout
+        self.fileno()
+        return None
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        seconds = _checked_timeout(seconds)
+        bare: Any = self._bare()
+        inner = bare if seconds is None else TimedSocket(bare, seconds)
+        if isinstance(self._sock, _CollectingSocket):
+            self._sock.sock = inner
+        else:
+            self._sock = inner
+
+    def set_nonblocking(self, flag: bool) -> None:
+        """
+        Make the connection nonblocking, or blocking again, for whoever shares it.
+
+        Nonblocking calls that would have to wait return None (`readinto`, `read`, `write`, `readv`,
+        `writev`) or raise `BlockingIOError` (all others). System call: ``ioctl`` or ``fcntl``.
+        """
+        os.set_blocking(self.fileno(), not flag)
+
+    def is_nonblocking(self) -> bool:
+        """Whether the connection is nonblocking. System call: ``fcntl``."""
+        return not os.get_blocking(self.fileno())
+
+    def _wait(self, events: int, deadline: float | None) -> int:
+        """Wait for *events* as `_waiting.wait` does; a nonblocking stream raises `BlockingIOError`."""
+        if self.is_nonblocking():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return wait(self.fileno(), events, deadline)
+
+    def _send_now(self, data: Buffer) -> int:
+        """Send what can be sent without waiting, in whatever mode the stream is; maybe 0 bytes."""
+        try:
+            return self._bare().send(data, _NOSIGNAL | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def _deadline(self) -> float | None:
+        """When a call that starts now must have ended."""
+        seconds = self.timeout
+        return None if seconds is None else monotonic() + seconds
+
+    # --- one system call each ---
+
+    def readinto(self, buffer: Buffer) -> int | None:
+        """
+        Read up to ``len(buffer)`` bytes into *buffer*, and return how many came.
+
+        Fewer than asked for is no sign of anything; 0 means end of file (or an empty buffer); None, that a
+        nonblocking stream has nothing yet. `TimeoutError` past the `timeout`. System call: ``recv``.
+        """
+        try:
+            return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return None
+
+    def read(self, size: int | None = -1) -> bytes | None:
+        """
+        Read and return up to *size* bytes; without a size, or with None or -1, as `readall`.
+
+        Fewer than asked for is no sign of anything; ``b""`` means end of file; None, that a nonblocking
+        stream has nothing yet. `TimeoutError` past the `timeout`. System call: ``recv``.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        try:
+            return self._sock.recv(min(size, _MOST_AT_ONCE))  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return None
+
+    def write(self, data: Buffer) -> int | None:
+        """
+        Send *data*, and return how many bytes were sent, maybe fewer than given.
+
+        None means that a nonblocking stream can take nothing yet. `BrokenPipeError` when nobody reads at
+        the other end, never a signal; `TimeoutError` past the `timeout`, with nothing sent. System call:
+        ``send`` (``MSG_NOSIGNAL``).
+        """
+        try:
+            return self._sock.send(data, _NOSIGNAL)  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return None
+
+    def readv(self, buffers: Iterable[Buffer]) -> int | None:
+        """
+        Read into *buffers*, one after the other (scatter), and return how many bytes came in all.
+
+        As `readinto` otherwise. More buffers than the kernel takes at once (``IOV_MAX``, 1024) are a short
+        count, not an error. System call: ``recvmsg``.
+        """
+        buffers = _sequence(buffers)
+        try:
+            return self._sock.recvmsg_into(buffers)[0]  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE or len(buffers) <= _platform.IOV_MAX:
+                raise
+        return self.readv(_first_that_fit(buffers))
+
+    def writev(self, buffers: Iterable[Buffer]) -> int | None:
+        """
+        Send *buffers*, one after the other (gather), and return how many bytes were sent in all.
+
+        As `write` otherwise. More buffers than the kernel takes at once (``IOV_MAX``, 1024) are a short
+        count, not an error. System call: ``sendmsg`` (``MSG_NOSIGNAL``).
+        """
+        buffers = _sequence(buffers)
+        try:
+            return self._sock.sendmsg(buffers, (), _NOSIGNAL)  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE or len(buffers) <= _platform.IOV_MAX:
+                raise
+        return self.writev(_first_that_fit(buffers))
+
+    # --- as many as it takes ---
+
+    def readall(self) -> bytes | None:  # type: ignore[override]
+        """
+        Read and return everything up to the end of file.
+
+        A nonblocking stream returns what there is, or None if that is nothing. An exception on the way (a
+        `TimeoutError`, say) carries what had come as its ``.partial``. System calls: ``recv``, repeated.
+        """
+        sock = for_one_call(self._sock)
+        chunks: list[bytes] = []
+        try:
+            while chunk := sock.recv(_CHUNK):
+                chunks.append(chunk)
+        except BlockingIOError:
+            return b"".join(chunks) if chunks else None
+        except BaseException as error:
+            _annotate(error, partial=b"".join(chunks))
+            raise
+        return b"".join(chunks)
+
+    def read_exact(self, size: int) -> bytes:
+        """
+        Read and return exactly *size* bytes.
+
+        `EOFError` when the other end stops before. That, and any other exception on the way, carries
+        how many bytes had come as ``.nbytes``, and the bytes as ``.partial``. System calls: ``recv``,
+        repeated.
+        """
+        if size < 0:
+            raise ValueError(f"cannot read {size} bytes")
+        buffer = bytearray(size)
+        try:
+            self.readinto_exact(buffer)
+        except BaseException as error:
+            _annotate(error, partial=bytes(buffer[: getattr(error, "nbytes", 0)]))
+            raise
+        return bytes(buffer)
+
+    def readinto_exact(self, buffer: Buffer) -> int:
+        """
+        Fill the whole *buffer*, and return its length in bytes.
+
+        `EOFError` when the other end stops before. That, and any other exception on the way, carries
+        how many bytes had come as ``.nbytes``; they are in the buffer. System calls: ``recv``, repeated.
+        """
+        sock = for_one_call(self._sock)
+        done = 0
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            try:
+                while done < len(view):
+                    count: int = sock.recv_into(view[done:])
+                    if not count:
+                        raise EOFError(f"end of file after {done} of {len(view)} bytes")
+                    done += count
+            except BaseException as error:
+                _annotate(error, nbytes=done)
+                raise
+        return done
+
+    def write_all(self, data: Buffer) -> int:
+        """
+        Send all of *data*, and return its length in bytes.
+
+        An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``send``
+        (``MSG_NOSIGNAL``), repeated.
+        """
+        sock = for_one_call(self._sock)
+        done = 0
+        with memoryview(data) as whole, whole.cast("B") as view:
+            try:
+                while done < len(view):
+                    done += sock.send(view[done:], _NOSIGNAL)
+            except BaseException as error:
+                _annotate(error, nbytes=done)
+                raise
+        return done
+
+    def writev_all(self, buffers: Iterable[Buffer]) -> int:
+        """
+        Send all of all the *buffers*, however many, and return their length in bytes.
+
+        An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``sendmsg``
+        (``MSG_NOSIGNAL``), repeated.
+        """
+        sock = for_one_call(self._sock)
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        views = [view for view in views if len(view)]
+        first = done = 0
+        try:
+            while first < len(views):
+                count: int = sock.sendmsg(views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
+                done += count
+                while first < len(views) and count >= len(views[first]):
+                    count -= len(views[first])
+                    first += 1
+                if count:
+                    views[first] = views[first][count:]
+        except BaseException as error:
+            _annotate(error, nbytes=done)
+            raise
+        return done
+
+    def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
+        """
+        Send a file opened in binary mode, from *offset* to its end, or *count* bytes of it.
+
+        Return how many bytes were sent, and leave the file's position at the end of what was sent. An
+        exception on the way carries that number as ``.nbytes``. A nonblocking stream, a file opened as
+        text, a count of 0 or less: `ValueError`. System call: ``sendfile``, or, for what is no regular
+        file and for a stream with a timeout, ``read`` and ``send``.
+        """
+        if "b" not in getattr(file, "mode", "b"):
+            raise ValueError("the file must be opened in binary mode")
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+            raise TypeError(f"count must be a positive int or None, not {count!r}")
+        if count is not None and count <= 0:
+            raise ValueError(f"count must be a positive int or None, not {count!r}")
+        if self.is_nonblocking():
+            raise ValueError("sendfile needs a blocking stream")
+        sent = [0]
+        try:
+            if self.timeout is None and _is_plain_file(file):
+                self._send_from_kernel(file.fileno(), offset, count, sent)
+            else:
+                self._send_by_reading(file, offset, count, sent)
+        except BaseException as error:
+            _annotate(error, nbytes=sent[0])
+            raise
+        finally:
+            if sent[0] and hasattr(file, "seek"):
+                file.seek(offset + sent[0])
+        return sent[0]
+
+    def _send_from_kernel(self, source: int, offset: int, count: int | None, sent: list[int]) -> None:
+        with _SigpipeBlocked():
+            while count is None or sent[0] < count:
+                wanted = (1 << 30) if count is None else min(count - sent[0], 1 << 30)
+                done = os.sendfile(self.fileno(), source, offset + sent[0], wanted)
+                if not done:
+                    return
+                sent[0] += done
+
+    def _send_by_reading(self, file: BinaryIO, offset: int, count: int | None, sent: list[int]) -> None:
+        sock = for_one_call(self._sock)
+        if offset:
+            file.seek(offset)
+        while count is None or sent[0] < count:
+            chunk = file.read(_CHUNK if count is None else min(count - sent[0], _CHUNK))
+            if not chunk:
+                return
+            with memoryview(chunk) as view:
+                done = 0
+                while done < len(view):
+                    step: int = sock.send(view[done:], _NOSIGNAL)
+                    done += step
+                    sent[0] += step
+
+    def shutdown(self, how: int) -> None:
+        """
+        End one or both directions, for whoever shares the connection; *how* is a `Shutdown`.
+
+        ``WRITE``: the other end reads to the end of file. ``READ``: reads end here. ``BOTH`` ends also
+        the calls that other threads are blocked in. System call: ``shutdown``.
+        """
+        if how not in (_socket.SHUT_RD, _socket.SHUT_WR, _socket.SHUT_RDWR):
+            raise ValueError(f"how to shut down is a udstream.Shutdown, not {how!r}")
+        self._bare().shutdown(int(how))
+
+    # --- files ---
+
+    @overload
+    def makefile(
+        self,
+        mode: TextMode = "r",
+        buffering: int = -1,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> files.TextFile: ...
+    @overload
+    def makefile(  # type: ignore[overload-overlap]
+        self,
+        mode: BinaryMode,
+        buffering: Literal[0],
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Self: ...
+    @overload
+    def makefile(
+        self,
+        mode: BinaryMode,
+        buffering: int = -1,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> files.BinaryFile: ...
+    @overload
+    def makefile(
+        self,
+        mode: str,
+        buffering: int = -1,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any: ...
+    def makefile(
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """
+        The buffered or text file object over this stream. Closing it closes the stream.
+
+        *mode*: ``r``, ``w`` or ``rw``, text unless ``b`` is in it. *buffering*: 0 (binary only) is the
+        stream itself, 1 line buffering in text, above that the buffer's size in bytes. A binary file
+        ignores *encoding*, *errors* and *newline*. `ValueError` for a mode that is none, and for text over
+        a nonblocking stream.
+        """
+        return files.make(self, files.Mode(mode), buffering, encoding, errors, newline)
+
+    # --- ancillary data ---
+
+    def send_ancillary(self, buffers: Any, ancillary_data: Iterable[Any] = ()) -> int:
+        """`ancillary.send_ancillary` on this stream, with its timeout."""
+        return ancillary._send(self._sock, buffers, ancillary_data, 0)
+
+    def recv_ancillary(self, buffers: Any, *, max_fds: int = ancillary.MAX_FDS) -> Received:
+        """`ancillary.recv_ancillary` on this stream, with its timeout."""
+        return ancillary._receive(self._sock, buffers, max_fds, 0)
+
+    def send_fds(self, buffers: Any, fds: Iterable[Any]) -> int:
+        """`ancillary.send_fds` on this stream, with its timeout for the whole call."""
+        return ancillary._send_fds(for_one_call(self._sock), buffers, fds)
+
+    def recv_fds(self, bufsize: int, max_fds: int = ancillary.MAX_FDS) -> tuple[bytes, FileDescriptors]:
+        """`ancillary.recv_fds` on this stream, with its timeout."""
+        return ancillary._recv_fds(self._sock, bufsize, max_fds)
+
+    def peer_credentials(self) -> Credentials:
+        """`ancillary.peer_credentials` of this stream: who is at the other end, fixed at connect time."""
+        return ancillary.peer_credentials(self)
+
+    @property
+    def collect_ancillary(self) -> bool:
+        """
+        Whether every read, also through a file over this stream, keeps the ancillary data it met.
+
+        False at first: then a plain read costs nothing extra, and the kernel closes descriptors that
+        nobody asked for. Once True, they go to `collected`.
+        """
+        self.fileno()
+        return isinstance(self._sock, _CollectingSocket)
+
+    @collect_ancillary.setter
+    def collect_ancillary(self, flag: bool) -> None:
+        if bool(flag) == self.collect_ancillary:
+            return
+        self._sock = _CollectingSocket(self._sock, self.collected) if flag else self._sock.sock
+
+    @property
+    def collected(self) -> deque[tuple[int, Received]]:
+        """
+        What reads have kept since `collect_ancillary` was switched on: a deque of ``(offset, received)``.
+
+        *offset* is that of the first byte of the read it came with, counted from the switching on.
+        Whoever takes an item out owns its descriptors.
+        """
+        if self._collected is None:
+            from collections import deque
+
+            self._collected = deque()
+        return self._collected
+
+
+@overload
+def open(
+    path: SocketPath,
+    mode: TextMode = "r",
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    *,
+    timeout: float | None = None,
+) -> files.TextFile: ...
+@overload
+def open(  # type: ignore[overload-overlap]
+    path: SocketPath,
+    mode: BinaryMode,
+    buffering: Literal[0],
+    encoding: None = None,
+    errors: None = None,
+    newline: None = None,
+    *,
+    timeout: float | None = None,
+) -> UdStream: ...
+@overload
+def open(
+    path: SocketPath,
+    mode: BinaryMode,
+    buffering: int = -1,
+    encoding: None = None,
+    errors: None = None,
+    newline: None = None,
+    *,
+    timeout: float | None = None,
+) -> files.BinaryFile: ...
+@overload
+def open(
+    path: SocketPath,
+    mode: str,
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    *,
+    timeout: float | None = None,
+) -> Any: ...
+def open(
+    path: SocketPath,
+    mode: str = "r",
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    *,
+    timeout: float | None = None,
+) -> Any:
+    """
+    Connect to the Unix socket at *path*, and return a file object over the connection.
+
+    *mode* is ``r``, ``w`` or ``rw`` (also ``r+``, ``w+``), text unless ``b`` is in it. *buffering* 0 (binary
+    only) gives the `UdStream` itself; above 1 it is the buffer's size in bytes; 1 is line buffering in text.
+    *timeout*, in seconds, is for connecting and for each later call. A binary mode with an encoding, errors
+    or newline is a `ValueError`, as in the builtin; errors in connecting are those of `UdStream.connect`.
+    """
+    parsed = files.Mode(mode)
+    parsed.check(buffering, encoding, errors, newline)
+    stream = UdStream.connect(path, timeout=timeout)
+    try:
+        return files.make(stream, parsed, buffering, encoding, errors, newline)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _checked_timeout(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"a timeout is a number of seconds or None, not {type(seconds).__name__}")
+    # Written so that a NaN is refused as well.
+    if not seconds > 0:
+        raise ValueError(f"a timeout is above 0 seconds, or None for ever; not {seconds!r}")
+    return float(seconds)
+
+
+def _connect(sock: CSocket, sockaddr: bytes, seconds: float | None) -> None:
+    """Connect a blocking socket, waiting out a full backlog."""
+    deadline = None if seconds is None else monotonic() + seconds
+    while True:
+        if deadline is not None:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise timed_out()
+            _set_send_timeout(sock, left)
+        try:
+            sock.connect(sockaddr)
+            # A connect that a signal interrupted on a full backlog says that it is connected when it is
+            # not: only the peer's name tells.
+            sock.getpeername()
+        except BlockingIOError:
+            raise timed_out() from None
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                continue
+            raise
+        break
+    if deadline is not None:
+        _set_send_timeout(sock, 0)
+
+
+def _set_send_timeout(sock: CSocket, seconds: float) -> None:
+    # The kernel takes 0 for ever; and a connect is done with long before the years that it cannot hold.
+    whole = int(min(seconds, 1 << 30))
+    micros = int(seconds % 1 * 1_000_000)
+    if seconds:
+        micros = micros if whole or micros else 1
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, struct.pack("@ll", whole, micros))
+
+
+def _annotate(error: BaseException, **facts: object) -> None:
+    """Let *error* say how far a call had come."""
+    for name, fact in facts.items():
+        setattr(error, name, fact)
+
+
+def _sequence(buffers: Iterable[Buffer]) -> Sequence[Buffer]:
+    return buffers if isinstance(buffers, (list, tuple)) else list(buffers)
+
+
+def _first_that_fit(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+    # Empty ones are left out: a thousand of them would look like the end of the file.
+    return [buffer for buffer in buffers if memoryview(buffer).nbytes][: _platform.IOV_MAX]
+
+
+def _is_plain_file(file: BinaryIO) -> bool:
+    """Whether the kernel can send it: a regular file that says how long it is."""
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, OSError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
+class _SigpipeBlocked:
+    """``sendfile`` has no MSG_NOSIGNAL: keep this thread from the signal, and take it if it came."""
+
+    __slots__ = ("_was_blocked", "_was_pending")
+
+    def __enter__(self) -> None:
+        from signal import SIG_BLOCK, SIGPIPE, pthread_sigmask, sigpending
+
+        self._was_pending = SIGPIPE in sigpending()
+        self._was_blocked = SIGPIPE in pthread_sigmask(SIG_BLOCK, [SIGPIPE])
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        from signal import SIG_UNBLOCK, SIGPIPE, pthread_sigmask, sigpending, sigwait
+
+        if not self._was_pending and SIGPIPE in sigpending():
+            sigwait([SIGPIPE])
+        if not self._was_blocked:
+            pthread_sigmask(SIG_UNBLOCK, [SIGPIPE])
