@@ -22,7 +22,7 @@ NUMBERED = "file number {}"
 def numbered(folder: Path) -> Iterator[list[IO[bytes]]]:
     """As many open files as one message can carry, each of which says its own number."""
     with ExitStack() as stack:
-        files = []
+        files: list[IO[bytes]] = []
         for number in range(253):
             path = folder / f"number-{number}"
             path.write_text(NUMBERED.format(number))
@@ -189,7 +189,13 @@ class FileBus(Bus):
 def dbus_daemon(folder: Path) -> Iterator[Program]:
     configuration = folder / "bus.conf"
     configuration.write_text(BUS_CONFIGURATION.format(folder / "bus"))
-    command = ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--nopidfile", "--print-address=1"]
+    command = [
+        "dbus-daemon",
+        f"--config-file={configuration}",
+        "--nofork",
+        "--nopidfile",
+        "--print-address=1",
+    ]
     with running(*command, env=environment(folder), ready="unix:path=") as program:
         yield program
 

@@ -9,8 +9,9 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator
+from io import BufferedIOBase, TextIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from real import PATIENCE, Program, environment, needs, python, running
@@ -32,7 +33,7 @@ def resp(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
-def resp_reply(file: IO[bytes]) -> bytes | int | list[Any] | None:
+def resp_reply(file: BufferedIOBase) -> bytes | int | list[Any] | None:
     line = file.readline()
     assert line.endswith(b"\r\n"), f"redis ended in the middle of a line: {line!r}"
     kind, rest = line[:1], line[1:-2]
@@ -96,7 +97,7 @@ def test_redis_ten_thousand_from_a_writer_with_a_reader(folder: Path, redis: Pro
     count = 10_000
     failures: list[BaseException] = []
 
-    def write(file: IO[bytes]) -> None:
+    def write(file: BufferedIOBase) -> None:
         try:
             for number in range(count):
                 file.write(resp(b"ECHO", b"number %d" % number * 20))
@@ -139,7 +140,7 @@ def gpg_agent(folder: Path) -> Iterator[Path]:
         yield folder / "S.gpg-agent"
 
 
-def assuan_reply(file: IO[str]) -> list[str]:
+def assuan_reply(file: TextIOBase) -> list[str]:
     """The lines up to the one that ends a reply or asks for something."""
     lines = []
     while True:
@@ -258,7 +259,7 @@ def test_ssh_agent_through_a_binary_file(ssh_agent: Path) -> None:
         udstream.open(ssh_agent, "rwb", timeout=PATIENCE) as other,
     ):
 
-        def reply(file: IO[bytes]) -> bytes:
+        def reply(file: BufferedIOBase) -> bytes:
             (length,) = struct.unpack(">I", file.read(4))
             return file.read(length)
 
@@ -342,6 +343,7 @@ def test_client_program_megabytes_of_anything(folder: Path, command: list[str]) 
             with listener.accept() as stream:
                 stream.timeout = PATIENCE
                 received = stream.readall()
+                assert received is not None
                 stream.write_all(received[::-1])
                 stream.shutdown(udstream.Shutdown.WRITE)
                 assert stream.read(1) == b""

@@ -284,13 +284,16 @@ def _runs(fds: list[int]) -> tuple[list[int], list[int]]:
     Without the -1 of those that were taken: closerange() takes a negative start for 0.
     """
     numbers = sorted(fds)
-    lowest, end = numbers[0], numbers[-1] + 1
-    if end - lowest == len(numbers) and lowest >= 0:
-        return [lowest], [end]
+    if numbers[0] < 0:
+        numbers = [fd for fd in numbers if fd >= 0]
+        if not numbers:
+            return [], []
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return [numbers[0]], [numbers[-1] + 1]
     starts, ends = [], []
     end = -1
     for fd in numbers:
-        if fd != end and fd >= 0:
+        if fd != end:
             starts.append(fd)
             ends.append(end)
         end = fd + 1
@@ -447,7 +450,7 @@ def _send(sock: Any, buffers: Any, ancillary: Iterable[Any], flags: int = 0) -> 
     if cmsgs and not size:
         raise ValueError("control messages need a byte to carry them: the kernel would drop them in silence")
     try:
-        sent: int = sock.sendmsg(views, cmsgs, flags | MSG_NOSIGNAL)
+        sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, flags | MSG_NOSIGNAL)
     except OSError as error:
         _explain(error)
         raise
@@ -471,7 +474,7 @@ def _send_fds(sock: Any, buffers: Any, fds: Any, flags: int = 0) -> int:
     cmsgs = ((SOL_SOCKET, SCM_RIGHTS, _packed(numbers)),) if numbers else ()
     flags |= MSG_NOSIGNAL
     try:
-        sent: int = sock.sendmsg(views, cmsgs, flags)
+        sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, flags)
     except OSError as error:
         _explain(error)
         error.nbytes = 0  # type: ignore[attr-defined]
@@ -711,12 +714,16 @@ def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, F
         raise ValueError(f"max_fds is 0 or more, not {max_fds}")
     if bufsize < 1:
         raise ValueError(f"bufsize is 1 or more, not {bufsize}: no byte, no descriptor")
-    landed: list[Landed] = []
-    fds = _new(FileDescriptors)
-    fds._fds = []
     try:
-        if isinstance(sock, _csocket.CSocket):
-            landed += map(sock.recvmsg, (bufsize,), _ROOM, _FLAGS)
+        recvmsg = sock.recvmsg
+    except AttributeError:
+        # What times or collects knows only how to read into buffers.
+        recvmsg = None
+    landed: list[Landed] = []
+    fds: Any = None
+    try:
+        if recvmsg is not None:
+            landed += map(recvmsg, (bufsize,), _ROOM, _FLAGS)
             data, cmsgs, flags, _ = landed[0]
         else:
             buffer = bytearray(bufsize)
@@ -727,14 +734,13 @@ def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, F
             ((level, kind, body),) = cmsgs
             size = len(body)
             if kind == SCM_RIGHTS and level == SOL_SOCKET and size <= max_fds * 4:
+                fds = _new(FileDescriptors)
                 # With this they have their owner, and nothing else does.
                 fds._fds = list(_FD.unpack(body)) if size == 4 else memoryview(body).cast("i").tolist()
                 return data, fds
-        if not cmsgs and not flags & MSG_CTRUNC:
-            return data, fds
         received = _decoded(landed, max_fds)
     except BaseException:
-        if fds._fds:
+        if getattr(fds, "_fds", None):
             fds.close()
         else:
             _discard(landed)
