@@ -40,6 +40,12 @@ def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(program) is None and not REQUIRED, reason=_missing(program))
 
 
+def require(program: str) -> None:
+    """Fail the test if *program*, which is about to be started, is missing."""
+    if shutil.which(program) is None:
+        pytest.fail(_missing(program))
+
+
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """What a program sees: nothing of the user's settings and sessions, and this very udstream."""
     return {
@@ -60,22 +66,16 @@ def python(code: str, *arguments: str | Path) -> list[str]:
 class Program:
     """A child process in a session of its own, and all that it has printed so far."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        env: Mapping[str, str],
-        stdin: int = subprocess.DEVNULL,
-    ) -> None:
-        if shutil.which(command[0]) is None:
-            pytest.fail(_missing(command[0]))
-        self._name = " ".join(command[:1])
+    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        require(command[0])
+        self._name = command[0]
         self._lines: list[str] = []
         self._ended = False
         self._news = threading.Condition()
         self._process = subprocess.Popen(
             command,
             env=env,
-            stdin=stdin,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -137,11 +137,9 @@ class Program:
 
 
 @contextmanager
-def running(
-    *command: str, env: Mapping[str, str], ready: str = "", stdin: int = subprocess.DEVNULL
-) -> Iterator[Program]:
+def running(*command: str, env: Mapping[str, str], ready: str = "") -> Iterator[Program]:
     """Start *command*, wait until it has printed *ready*, and stop it at the end of the block."""
-    program = Program(command, env, stdin)
+    program = Program(command, env)
     try:
         if ready:
             program.wait_for(ready)

@@ -156,9 +156,6 @@ def test_the_umask_is_never_touched(folder: Path) -> None:
     """The umask is the whole process's, so it is not changed for a moment either."""
     calls = []
 
-    def note(event: str, args: tuple[Any, ...]) -> None:
-        calls.append(event)
-
     def spy(_frame: Any, event: str, arg: Any) -> None:
         if event == "c_call" and arg is os.umask:
             calls.append("umask")
@@ -255,7 +252,9 @@ def test_the_mode_keeps_others_out(folder: Path) -> None:
         assert succeeds(connect)
 
 
-def test_a_file_that_takes_the_sockets_place_gets_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_takes_the_sockets_place_gets_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Owner and mode are never given to a file that somebody put where the new socket was."""
     path = folder / "s"
     victim = folder / "victim"
@@ -365,11 +364,16 @@ def test_a_listener_that_was_shut_down_is_alive(folder: Path) -> None:
 @pytest.mark.parametrize("what", ["file", "folder", "fifo", "link to a stale socket", "link to nothing"])
 def test_what_is_no_socket_is_never_removed(path: Path, what: str) -> None:
     """A file, a folder, a FIFO and a symbolic link, wherever it leads, are EADDRINUSE and stay."""
+
+    def link_to_stale() -> None:
+        stale(path.parent / "t")
+        path.symlink_to(path.parent / "t")
+
     make: dict[str, Callable[[], object]] = {
         "file": lambda: path.write_text("precious"),
         "folder": lambda: path.mkdir(),
         "fifo": lambda: os.mkfifo(path),
-        "link to a stale socket": lambda: (stale(path.parent / "t"), path.symlink_to(path.parent / "t")),
+        "link to a stale socket": link_to_stale,
         "link to nothing": lambda: path.symlink_to(path.parent / "gone"),
     }
     make[what]()
@@ -587,7 +591,6 @@ def test_the_folder_is_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -
         listener.close()
         assert os.listdir(path.parent / "c") == []
         assert os.listdir(path.parent / "b") == [path.name]
-    os.chdir("/")
 
 
 def test_a_childs_close_leaves_the_file(path: Path) -> None:
@@ -597,13 +600,10 @@ def test_a_childs_close_leaves_the_file(path: Path) -> None:
         assert path.is_socket()
 
         def drop() -> None:
-            listener.__del__()
+            with pytest.warns(ResourceWarning):
+                listener.__del__()
 
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            assert succeeds(drop)
+        assert succeeds(drop)
         assert path.is_socket()
         with UdStream.connect(path), listener.accept():
             pass
@@ -662,7 +662,8 @@ def test_authorize_by_a_set_of_uids(folder: Path) -> None:
             with pytest.raises(TimeoutError):
                 listener.accept()
             assert client.read(1) == b""
-    for nobody in (set(), frozenset(), [], range(0)):
+    empty: list[Any] = [set(), frozenset(), [], range(0)]
+    for nobody in empty:
         with UdStreamListener.bind(folder / "s", authorize=nobody) as listener:
             listener.set_nonblocking(True)
             with UdStream.connect(folder / "s"), pytest.raises(BlockingIOError):
@@ -873,7 +874,9 @@ def test_names_are_not_needed(folder: Path, manager: Callable[..., list[int]]) -
 
 
 @pytest.mark.parametrize("pid", [None, "1"])
-def test_sockets_for_another_process(folder: Path, manager: Callable[..., list[int]], pid: str | None) -> None:
+def test_sockets_for_another_process(
+    folder: Path, manager: Callable[..., list[int]], pid: str | None
+) -> None:
     """LISTEN_PID that is missing or another's: nothing is ours, and all stays as it was."""
     with listening(folder / "a") as sock:
         manager(sock, LISTEN_PID=pid)
@@ -898,14 +901,16 @@ def test_inherited_connections(manager: Callable[..., list[int]]) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["connection", "datagram", "TCP", "file", "closed"])
-def test_an_inherited_one_of_the_wrong_kind(folder: Path, manager: Callable[..., list[int]], wrong: str) -> None:
+def test_an_inherited_one_of_the_wrong_kind(
+    folder: Path, manager: Callable[..., list[int]], wrong: str
+) -> None:
     """One that is no listening Unix stream socket: a ValueError that names it, and all of them are as before."""
     tcp = socket.socket()
     tcp.bind(("127.0.0.1", 0))
     tcp.listen()
     datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     one, other = socket.socketpair()
-    things = {"connection": one, "datagram": datagram, "TCP": tcp, "file": open(os.devnull)}
+    things: dict[str, Any] = {"connection": one, "datagram": datagram, "TCP": tcp, "file": open(os.devnull)}
     with tcp, datagram, one, other, things["file"]:
         passed = [listening(folder / "a"), *([things[wrong]] if wrong in things else [])]
         manager(*passed, LISTEN_FDS="2", LISTEN_FDNAMES="good:bad")
@@ -930,10 +935,19 @@ def test_a_listener_is_no_inherited_connection(folder: Path, manager: Callable[.
 
 @pytest.mark.parametrize(
     "variables",
-    [{"LISTEN_FDS": "x"}, {"LISTEN_FDS": "-1"}, {"LISTEN_PID": "x"}, {"LISTEN_FDNAMES": "a:b"}, {"LISTEN_FDNAMES": ""}],
+    [
+        {"LISTEN_FDS": "x"},
+        {"LISTEN_FDS": "-1"},
+        {"LISTEN_PID": "x"},
+        {"LISTEN_FDNAMES": "a:b"},
+        {"LISTEN_FDNAMES": ""},
+    ],
 )
 def test_variables_that_make_no_sense(
-    folder: Path, manager: Callable[..., list[int]], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    manager: Callable[..., list[int]],
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are a ValueError that names the variable."""
     if variables == {"LISTEN_FDNAMES": ""}:
@@ -951,7 +965,9 @@ def test_none_passed(manager: Callable[..., list[int]]) -> None:
     assert "LISTEN_PID" not in os.environ
 
 
-@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd-socket-activate is not installed")
+@pytest.mark.skipif(
+    shutil.which("systemd-socket-activate") is None, reason="systemd-socket-activate is not installed"
+)
 def test_systemd_passes_a_listener(folder: Path) -> None:
     """A real service manager's socket: served once, and its file left to the manager."""
     program = (
@@ -963,7 +979,9 @@ def test_systemd_passes_a_listener(folder: Path) -> None:
     path = folder / "s"
     environment = {**os.environ, "PYTHONPATH": str(Path(ancillary.__file__).parent.parent)}
     command = ["systemd-socket-activate", f"--listen={path}", "--fdname=web", "-E", "PYTHONPATH"]
-    with subprocess.Popen([*command, sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE) as manager:
+    with subprocess.Popen(
+        [*command, sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE
+    ) as manager:
         try:
             deadline = time.monotonic() + PATIENCE
             while True:

@@ -9,12 +9,13 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase, TextIOBase
 from pathlib import Path
 from typing import Any
 
 import pytest
-from real import PATIENCE, Program, environment, needs, python, running
+from real import PATIENCE, Program, environment, needs, python, require, running
 
 import udstream
 from udstream import UdStream, UdStreamListener
@@ -286,20 +287,23 @@ def test_ssh_agent_ends_a_connection_that_breaks_the_protocol(ssh_agent: Path) -
 # --- socat and nc: clients of a listener --------------------------------------------------------------------
 
 
-def client(folder: Path, *command: str, stdin: bytes) -> subprocess.Popen[bytes]:
-    """A client that reads *stdin* and prints into a file, so that no pipe of ours can hold it up."""
+@contextmanager
+def client(folder: Path, *command: str, stdin: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    """
+    A client program that reads *stdin*, and is to end well with the block.
+
+    It prints into a file of the folder, so that no pipe of ours can hold it up.
+    """
+    require(command[0])
     (folder / "stdin").write_bytes(stdin)
     with open(folder / "stdin", "rb") as source, open(folder / "stdout", "wb") as sink:
-        return subprocess.Popen(command, stdin=source, stdout=sink, env=environment(folder))
-
-
-def printed_by(process: subprocess.Popen[bytes], folder: Path) -> bytes:
+        process = subprocess.Popen(command, stdin=source, stdout=sink, env=environment(folder))
     try:
+        yield process
         assert process.wait(PATIENCE) == 0
     finally:
         process.kill()
         process.wait()
-    return (folder / "stdout").read_bytes()
 
 
 # Their last argument is where the socket is.
@@ -313,21 +317,19 @@ def test_client_program_line_by_line(folder: Path, command: list[str]) -> None:
     lines = "".join(f"ligne {number} à répéter\n" for number in range(2000))
     path = folder / "listener.sock"
 
-    with UdStreamListener.bind(path) as listener:
+    with (
+        UdStreamListener.bind(path) as listener,
+        client(folder, *command[:-1], command[-1] + str(path), stdin=lines.encode()) as process,
+    ):
         listener.timeout = PATIENCE
-        process = client(folder, *command[:-1], command[-1] + str(path), stdin=lines.encode())
-        try:
-            stream = listener.accept()
+        with listener.accept() as stream, stream.makefile("rw", encoding="utf-8") as file:
             stream.timeout = PATIENCE
             peer = stream.peer_credentials()
-            with stream.makefile("rw", encoding="utf-8") as file:
-                for line in file:
-                    file.write(line.upper())
-        finally:
-            printed = printed_by(process, folder)
+            for line in file:
+                file.write(line.upper())
 
     assert process.pid == peer.pid
-    assert lines.upper() == printed.decode()
+    assert lines.upper() == (folder / "stdout").read_text("utf-8")
 
 
 @pytest.mark.parametrize("command", [SOCAT, NC])
@@ -336,46 +338,47 @@ def test_client_program_megabytes_of_anything(folder: Path, command: list[str]) 
     data = random.Random(2).randbytes(2_000_000)
     path = folder / "listener.sock"
 
-    with UdStreamListener.bind(path) as listener:
+    with (
+        UdStreamListener.bind(path) as listener,
+        client(folder, *command[:-1], command[-1] + str(path), stdin=data),
+    ):
         listener.timeout = PATIENCE
-        process = client(folder, *command[:-1], command[-1] + str(path), stdin=data)
-        try:
-            with listener.accept() as stream:
-                stream.timeout = PATIENCE
-                received = stream.readall()
-                assert received is not None
-                stream.write_all(received[::-1])
-                stream.shutdown(udstream.Shutdown.WRITE)
-                assert stream.read(1) == b""
-        finally:
-            printed = printed_by(process, folder)
+        with listener.accept() as stream:
+            stream.timeout = PATIENCE
+            received = stream.readall()
+            stream.write_all(data[::-1])
+            stream.shutdown(udstream.Shutdown.WRITE)
+            assert stream.read(1) == b""
 
     assert data == received
-    assert data[::-1] == printed
+    assert data[::-1] == (folder / "stdout").read_bytes()
 
 
 @needs("socat")
-def test_socat_finds_an_abstract_name_by_its_exact_length(folder: Path) -> None:
-    """An abstract name that we bind is the one that socat connects to; and the other way round."""
-    ours, theirs = f"{folder.name}-ours", f"{folder.name}-theirs"
-
-    with UdStreamListener.bind("@" + ours) as listener:
+def test_socat_connects_to_our_abstract_name(folder: Path) -> None:
+    """A name that we bind in the abstract namespace is, to its exact length, the one that socat looks for."""
+    with (
+        UdStreamListener.bind(f"@{folder.name}-ours") as listener,
+        client(folder, "socat", "-t", "30", "-", f"ABSTRACT-CONNECT:{folder.name}-ours", stdin=b"hello\n"),
+    ):
         listener.timeout = PATIENCE
-        process = client(folder, "socat", "-t", "30", "-", f"ABSTRACT-CONNECT:{ours}", stdin=b"hello\n")
-        try:
-            with listener.accept() as stream, stream.makefile("rwb") as file:
-                file.write(b"you said " + file.readline())
-        finally:
-            printed = printed_by(process, folder)
-    assert printed == b"you said hello\n"
+        with listener.accept() as stream, stream.makefile("rwb") as file:
+            stream.timeout = PATIENCE
+            file.write(b"you said " + file.readline())
 
-    command = ["socat", "-d", "-d", f"ABSTRACT-LISTEN:{theirs}", "PIPE"]
+    assert (folder / "stdout").read_bytes() == b"you said hello\n"
+
+
+@needs("socat")
+def test_socat_listens_on_an_abstract_name(folder: Path) -> None:
+    """A name that socat binds in the abstract namespace is, to its exact length, the one that we look for."""
+    command = ["socat", "-d", "-d", f"ABSTRACT-LISTEN:{folder.name}-theirs", "PIPE"]
     with (
         running(*command, env=environment(folder), ready="listening on"),
-        udstream.open("@" + theirs, "rw", encoding="utf-8", timeout=PATIENCE) as text,
+        udstream.open(f"@{folder.name}-theirs", "rw", encoding="utf-8", timeout=PATIENCE) as file,
     ):
-        text.write("an echo\n")
-        assert text.readline() == "an echo\n"
+        file.write("an echo\n")
+        assert file.readline() == "an echo\n"
 
 
 # --- http.client over a UdStream, to the standard library's HTTP server -------------------------------------

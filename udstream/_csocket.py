@@ -29,13 +29,20 @@ _AS_IT_IS = getattr(_socket, "SOCK_NONBLOCK", 0)
 def _leave_mode_alone(sock: CSocket, blocking: bool) -> CSocket:
     if _platform.SO_NOSIGPIPE is not None:
         sock.setsockopt(_socket.SOL_SOCKET, _platform.SO_NOSIGPIPE, 1)
-    if sock.gettimeout():
+    # A default timeout of 0.0 is one too.
+    if sock.gettimeout() is not None:
         sock.setblocking(blocking)
     return sock
 
 
 def create(kind: int = _socket.SOCK_STREAM) -> CSocket:
     """A new Unix socket: blocking, close-on-exec."""
+    if _AS_IT_IS:
+        sock = CSocket(_socket.AF_UNIX, kind | _AS_IT_IS)
+        # It is nobody else's yet. The object goes on taking it as it is; so a connect that a signal
+        # interrupts is an InterruptedError, and not, as CPython otherwise has it, a success.
+        os.set_blocking(sock.fileno(), True)
+        return sock
     return _leave_mode_alone(CSocket(_socket.AF_UNIX, kind), True)
 
 

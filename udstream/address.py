@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from . import _platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeAlias, Union
+    from typing import Any, TypeAlias, Union
+
+    from typing_extensions import Self
 
     # What connect() and bind() take.
     SocketPath: TypeAlias = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]", "UdSocketPath"]
 
 _FILE, _NAMESPACED, _UNNAMED = "file", "namespaced", "unnamed"
+# How os.fsencode would do it, without its looking up each time.
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_new: Any = object.__new__
 
 
 class UdSocketPath:
     """
-    The address of a Unix socket. A value: equal and hashable by what it names, and never changed.
+    The address of a Unix socket. A value: equal and hashable by what it names.
 
     Made by `file`, `namespaced` and `unnamed`; wherever a path is taken, a ``str``, ``bytes`` or
     `os.PathLike` does as well. ``str()`` gives back what `UdStream.connect` would take.
@@ -28,14 +34,14 @@ class UdSocketPath:
     _kind: str
     _name: bytes
 
-    def __init__(self) -> None:
+    def __new__(cls, *args: object) -> Self:
         raise TypeError("use UdSocketPath.file(), UdSocketPath.namespaced() or UdSocketPath.unnamed()")
 
     @classmethod
-    def _make(cls, kind: str, name: bytes) -> UdSocketPath:
-        self = cls.__new__(cls)
-        object.__setattr__(self, "_kind", kind)
-        object.__setattr__(self, "_name", name)
+    def _make(cls, kind: str, name: bytes) -> Self:
+        self: Self = _new(cls)
+        self._kind = kind
+        self._name = name
         return self
 
     @classmethod
@@ -46,7 +52,7 @@ class UdSocketPath:
         An empty path or one with a NUL in it: `ValueError`. Of any length on Linux; elsewhere the kernel's
         limit (103 bytes) is checked when the address is used.
         """
-        name = os.fsencode(path)
+        name = path.encode(_ENCODING, _ERRORS) if path.__class__ is str else os.fsencode(path)
         if not name:
             raise ValueError("the path of a Unix socket is empty")
         if b"\0" in name:
@@ -87,9 +93,9 @@ class UdSocketPath:
         if isinstance(path, UdSocketPath):
             return path
         if isinstance(path, str):
-            return cls.namespaced(path[1:]) if path[:1] in ("@", "\0") and path else cls.file(path)
+            return cls.namespaced(path[1:]) if path.startswith(("@", "\0")) else cls.file(path)
         if isinstance(path, bytes):
-            return cls.namespaced(path[1:]) if path[:1] in (b"@", b"\0") and path else cls.file(path)
+            return cls.namespaced(path[1:]) if path.startswith((b"@", b"\0")) else cls.file(path)
         if isinstance(path, os.PathLike):
             return cls.file(path)
         raise TypeError(
@@ -128,7 +134,7 @@ class UdSocketPath:
     @property
     def fits(self) -> bool:
         """Whether the kernel takes this address as it is, without a way round its limit for paths."""
-        return not self.is_file or len(self._name) <= _platform.SUN_PATH_MAX
+        return len(self._name) <= _platform.SUN_PATH_MAX or self._kind != _FILE
 
     def sockaddr(self) -> bytes:
         """
@@ -169,8 +175,15 @@ class UdSocketPath:
     def __hash__(self) -> int:
         return hash((self._kind, self._name))
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a UdSocketPath is never changed")
-
     def __reduce__(self) -> tuple[object, tuple[str, bytes]]:
         return UdSocketPath._make, (self._kind, self._name)
+
+
+def sockaddr_of(path: SocketPath) -> bytes:
+    """``UdSocketPath.of(path).sockaddr()``, but quicker for the commonest kind of path."""
+    if path.__class__ is str:
+        name: bytes = path.encode(_ENCODING, _ERRORS)
+        # An empty one begins with every bytes, so it goes the long way as well.
+        if name[:1] not in b"@\0" and b"\0" not in name and len(name) <= _platform.SUN_PATH_MAX:
+            return name
+    return UdSocketPath.of(path).sockaddr()

@@ -19,6 +19,7 @@ from _collections_abc import Sequence
 from _operator import itemgetter
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CTRUNC, SOCK_STREAM
 from _warnings import warn
+from itertools import starmap
 from os import close as _close
 from os import closerange as _closerange
 from struct import Struct, pack
@@ -92,9 +93,8 @@ _ROOM = (
     + CMSG_SPACE(_UCRED.size)
     + CMSG_SPACE(_FD.size)
     + CMSG_SPACE(4096)
-    + CMSG_SPACE(256),
+    + CMSG_SPACE(256)
 )
-_FLAGS = (MSG_CMSG_CLOEXEC,)
 _IOV_MAX = _platform.IOV_MAX
 _THREE_NAMES = ("_fds", "_fds", "_fds")
 
@@ -384,7 +384,7 @@ class Received:
     `close`, or the end of a ``with``, closes ``fds`` and ``pidfd``.
     """
 
-    __slots__ = ("ancillary", "credentials", "fds", "nbytes", "pidfd", "security", "truncated")
+    __slots__ = ("nbytes", "fds", "credentials", "ancillary", "truncated", "pidfd", "security")
 
     nbytes: int
     fds: FileDescriptors
@@ -445,12 +445,21 @@ def send_fds(fd: Fd, buffers: Buffers, fds: Iterable[Fd]) -> int:
 
 
 def _send(sock: Any, buffers: Any, ancillary: Iterable[Any], flags: int = 0) -> int:
-    cmsgs, _held = _cmsgs(ancillary)
-    views, size = _payload(buffers)
+    if type(ancillary) is list and len(ancillary) == 1 and type(ancillary[0]) is Credentials:
+        cmsgs: Any = ((SOL_SOCKET, _scm_credentials(), _packed_credentials(ancillary[0])),)
+    else:
+        cmsgs, _held = _cmsgs(ancillary)
+    if type(buffers) is bytes:
+        views: Any = (buffers,)
+        size = len(buffers)
+    else:
+        views, size = _payload(buffers)
     if cmsgs and not size:
         raise ValueError("control messages need a byte to carry them: the kernel would drop them in silence")
     try:
-        sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, flags | MSG_NOSIGNAL)
+        sent: int = sock.sendmsg(
+            views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, flags | MSG_NOSIGNAL
+        )
     except OSError as error:
         _explain(error)
         raise
@@ -627,12 +636,14 @@ def _packed(numbers: list[int]) -> bytes:
 
 
 def _packed_credentials(credentials: Credentials) -> bytes:
-    if credentials.pid is None:
-        raise ValueError(f"{credentials!r} cannot be sent without a pid: Credentials.current() has one")
     try:
         return _UCRED.pack(*credentials)
     except StructError:
-        raise ValueError(f"{credentials!r} cannot be sent: a number in it does not fit") from None
+        if credentials.pid is None:
+            text = f"{credentials!r} cannot be sent without a pid: Credentials.current() has one"
+        else:
+            text = f"{credentials!r} cannot be sent: a number in it does not fit"
+        raise ValueError(text) from None
 
 
 def _explain(error: OSError) -> None:
@@ -681,11 +692,11 @@ def recv_fds(fd: Fd, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, FileD
 def _receive(sock: Any, buffers: Any, max_fds: int, flags: int = 0) -> Received:
     if max_fds < 0:
         raise ValueError(f"max_fds is 0 or more, not {max_fds}")
-    views = _rooms(buffers)
+    views = (buffers,) if type(buffers) is bytearray and buffers else _rooms(buffers)
     landed: list[Landed] = []
     try:
         # In this one bytecode the kernel's answer gets from its call into the list.
-        landed += map(sock.recvmsg_into, (views,), _ROOM, (flags | MSG_CMSG_CLOEXEC,))
+        landed += starmap(sock.recvmsg_into, ((views, _ROOM, flags | MSG_CMSG_CLOEXEC),))
         return _decoded(landed, max_fds)
     except BaseException:
         _discard(landed)
@@ -699,7 +710,7 @@ def _receive_quietly(sock: Any, buffers: Sequence[Buffer]) -> tuple[int, Receive
         return 0, None
     landed: list[Landed] = []
     try:
-        landed += map(sock.recvmsg_into, (buffers,), _ROOM, _FLAGS)
+        landed += starmap(sock.recvmsg_into, ((buffers, _ROOM, MSG_CMSG_CLOEXEC),))
         nbytes, cmsgs, flags, _ = landed[0]
         if not cmsgs and not flags & MSG_CTRUNC:
             return nbytes, None
@@ -723,11 +734,11 @@ def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, F
     fds: Any = None
     try:
         if recvmsg is not None:
-            landed += map(recvmsg, (bufsize,), _ROOM, _FLAGS)
+            landed += starmap(recvmsg, ((bufsize, _ROOM, MSG_CMSG_CLOEXEC),))
             data, cmsgs, flags, _ = landed[0]
         else:
             buffer = bytearray(bufsize)
-            landed += map(sock.recvmsg_into, ((buffer,),), _ROOM, _FLAGS)
+            landed += starmap(sock.recvmsg_into, (((buffer,), _ROOM, MSG_CMSG_CLOEXEC),))
             nbytes, cmsgs, flags, _ = landed[0]
             data = bytes(memoryview(buffer)[:nbytes])
         if len(cmsgs) == 1 and not flags & MSG_CTRUNC and MSG_CMSG_CLOEXEC:
@@ -786,14 +797,13 @@ def _rooms(buffers: Any) -> Sequence[Any]:
 def _decoded(landed: list[Landed], max_fds: int) -> Received:
     """What has landed, as a `Received`, which owns the descriptors from the moment *landed* is empty."""
     nbytes, cmsgs, flags, _ = landed[0]
-    received: Received = _new(Received)
-    received.nbytes = nbytes if type(nbytes) is int else len(nbytes)
+    received = Received()
+    received.nbytes = nbytes
     received.fds = received.pidfd = _NO_FDS
     received.credentials = received.security = None
-    received.ancillary = others = []
-    received.truncated = bool(flags & MSG_CTRUNC)
-    if not cmsgs:
-        return received
+    others: list[tuple[int, int, bytes]] = []
+    received.ancillary = others
+    received.truncated = flags & MSG_CTRUNC != 0
     numbers: list[int] = []
     pidfds: list[int] = []
     for cmsg in cmsgs:
@@ -894,7 +904,7 @@ def peer_pidfd(fd: Fd) -> int:
         raise _missing("peer_pidfd")
     landed: list[int] = []
     try:
-        landed += map(_borrow(fd).getsockopt, (SOL_SOCKET,), (option,))
+        landed += starmap(_borrow(fd).getsockopt, ((SOL_SOCKET, option),))
         return landed[0]
     except OSError as error:
         if error.errno == errno.ENOPROTOOPT:

@@ -59,7 +59,8 @@ class UdStreamListener:
     """
 
     _sock: CSocket = _NONE
-    _path: UdSocketPath | None = None
+    # The paths of what it accepts, (local, peer), where the kernel may say something else than the user did.
+    _paths: tuple[UdSocketPath | None, None] | None = None
     _claim: _binding.Claim | None = None
     _timeout: float | None = None
     _authorize: Authorize | None = None
@@ -145,7 +146,7 @@ class UdStreamListener:
                 error.filename2 = None
                 del error.filename2
             raise
-        self._path = address
+        self._paths = (address, None)
         self._authorize = authorize
         if claim is not None and unlink:
             self._claim = claim
@@ -219,7 +220,7 @@ class UdStreamListener:
         accepted: list[CSocket] = []
         try:
             self._accept_authorized(accepted)
-            return UdStream._adopt(accepted[0])
+            return UdStream._adopt(accepted[0], self._paths)
         except BaseException:
             for sock in accepted:
                 sock.close()
@@ -375,7 +376,7 @@ class UdStreamListener:
     def local_path(self) -> UdSocketPath:
         """The address it listens at: as it was given to `bind`, else as the kernel tells it (``getsockname``)."""
         sock = self._open()
-        return self._path or UdSocketPath.from_kernel(sock.getsockname())
+        return (self._paths and self._paths[0]) or UdSocketPath.from_kernel(sock.getsockname())
 
     @property
     def name(self) -> str | None:

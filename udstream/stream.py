@@ -14,7 +14,7 @@ from time import monotonic
 from . import _csocket, _platform, ancillary, files
 from ._timing import TimedSocket, for_one_call
 from ._waiting import timed_out, wait
-from .address import UdSocketPath
+from .address import UdSocketPath, sockaddr_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class _Closed:
 
 
 _CLOSED: Any = _Closed()
+_new: Any = io.RawIOBase.__new__
 
 
 class _CollectingSocket:
@@ -150,30 +151,22 @@ class UdStream(io.RawIOBase):
     # (A type checker takes `closed` for the read-only property of io's; a slot is what io's C code reads fastest.)
     __slots__ = ("_paths", "_sock", "closed")
     _sock: Any
-    _paths: tuple[UdSocketPath | None, UdSocketPath | None] | None
+    _paths: tuple[SocketPath | None, SocketPath | None] | None
     # Only a stream that collects has one of its own.
     _collected: deque[tuple[int, Received]] | None = None
     # The files over this stream, which are closed with it: only a stream with files has this of its own.
     _files: tuple[ref[Any], ...] = ()
 
-    def __init__(self) -> None:
-        raise TypeError("use UdStream.connect(), pair(), from_fd(), from_socket() or makefile of another")
-
-    def __new__(cls, *args: object, **kwargs: object) -> Self:  # noqa: D102
-        self = super().__new__(cls)
-        # From here on close() and __del__ may meet it, whatever else goes wrong.
-        self._sock = _CLOSED
-        self._paths = None
-        self.closed = True  # type: ignore[misc]
-        return self
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        raise TypeError("use UdStream.connect(), pair(), from_fd(), from_socket() or inherited()")
 
     # --- making one ---
 
     @classmethod
     def _adopt(
-        cls, sock: CSocket, paths: tuple[UdSocketPath | None, UdSocketPath | None] | None = None
+        cls, sock: CSocket | TimedSocket, paths: tuple[SocketPath | None, SocketPath | None] | None = None
     ) -> Self:
-        self = cls.__new__(cls)
+        self: Self = _new(cls)
         self._sock = sock
         self._paths = paths
         self.closed = False  # type: ignore[misc]
@@ -189,12 +182,13 @@ class UdStream(io.RawIOBase):
         for ever. `ValueError` for a path that cannot be one; what the kernel refuses is its `OSError` with
         the path as ``filename``. System calls: ``socket``, ``connect``.
         """
-        where = UdSocketPath.of(path)
-        sockaddr = where.sockaddr()
-        seconds = _checked_timeout(timeout)
+        sockaddr = sockaddr_of(path)
+        seconds = None if timeout is None else _checked_timeout(timeout)
+        # A str says the same for ever; what else it may be is made so.
+        given = path if path.__class__ is str else UdSocketPath.of(path)
         sock = _csocket.create()
         try:
-            if where.fits:
+            if len(sockaddr) <= _platform.SUN_PATH_MAX or sockaddr[0] == 0:
                 _connect(sock, sockaddr, seconds)
             else:
                 # A descriptor of the socket file stands for its path, in 20 bytes or so.
@@ -205,15 +199,12 @@ class UdStream(io.RawIOBase):
                     os.close(fd)
         except OSError as error:
             sock.close()
-            error.filename = str(where)
+            error.filename = str(UdSocketPath.of(path))
             raise
         except BaseException:
             sock.close()
             raise
-        self = cls._adopt(sock, (None, where))
-        if seconds is not None:
-            self._sock = TimedSocket(sock, seconds)
-        return self
+        return cls._adopt(sock if seconds is None else TimedSocket(sock, seconds), (None, given))
 
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
@@ -296,9 +287,10 @@ class UdStream(io.RawIOBase):
     def _forget(self) -> None:
         self._sock = _CLOSED
         self.closed = True  # type: ignore[misc]
-        for file in [reference() for reference in self._files]:
-            if file is not None:
-                file._stream_closed()
+        if self._files:
+            for file in [reference() for reference in self._files]:
+                if file is not None:
+                    file._stream_closed()
 
     def close(self) -> None:
         """
@@ -309,12 +301,15 @@ class UdStream(io.RawIOBase):
         """
         if self.closed:
             return
-        sock = self._bare()
+        sock = self._sock
+        if sock.__class__ is not _csocket.CSocket:
+            sock = self._bare()
         self._forget()
         sock.close()
 
     def __del__(self) -> None:
-        if not self.closed:
+        # One that was never finished has nothing to close.
+        if not getattr(self, "closed", True):
             self._dealloc_warn(self)
             self.close()
 
@@ -380,7 +375,7 @@ class UdStream(io.RawIOBase):
         sock = self._bare()
         given = self._paths[end] if self._paths else None
         if given is not None:
-            return given
+            return UdSocketPath.of(given)
         try:
             return UdSocketPath.from_kernel(sock.getpeername() if end else sock.getsockname())
         except OSError:
@@ -892,7 +887,7 @@ def _checked_timeout(seconds: float | None) -> float | None:
 
 
 def _connect(sock: CSocket, sockaddr: bytes, seconds: float | None) -> None:
-    """Connect a blocking socket, waiting out a full backlog."""
+    """Connect a new socket, waiting out a full backlog: on a blocking one the kernel queues the caller."""
     deadline = None if seconds is None else monotonic() + seconds
     while True:
         if deadline is not None:
@@ -902,15 +897,10 @@ def _connect(sock: CSocket, sockaddr: bytes, seconds: float | None) -> None:
             _set_send_timeout(sock, left)
         try:
             sock.connect(sockaddr)
-            # A connect that a signal interrupted on a full backlog says that it is connected when it is
-            # not: only the peer's name tells.
-            sock.getpeername()
+        except InterruptedError:
+            continue  # by a signal whose handler has returned
         except BlockingIOError:
             raise timed_out() from None
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                continue
-            raise
         break
     if deadline is not None:
         _set_send_timeout(sock, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import threading
 
 from .. import Shutdown, UdStream
@@ -14,6 +15,8 @@ STDIN, STDOUT = 0, 1
 
 # What a pipe holds on Linux.
 CHUNK = 64 * 1024
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
@@ -29,10 +32,14 @@ def join(stream: UdStream) -> None:
     terminal has yet to type. `OutputClosed` as soon as nobody reads stdout. `OSError` when the peer left
     with something unread, or with ``filename`` "stdin" or "stdout" when one of these failed.
     """
+    # A signal that ends the command waits until there is something to tidy up after it; the thread, which
+    # inherits the mask, leaves them all to this one.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     ours, theirs = UdStream.pair()
     feeder = _Feeder(stream, theirs)
     feeder.start()
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _drain(stream)
         _wait_for(feeder, ours)
     finally:

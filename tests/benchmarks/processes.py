@@ -1,0 +1,111 @@
+"""Contenders that live in processes of their own, forked from this one and pinned as it is."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import struct
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from .measure import Measure
+
+# For each round the number of repetitions that it is to have; the time between two of them is the round's.
+Rounds = Iterator[int]
+Part = Callable[[Rounds], None]
+# One end of a connection, and what a process does with it.
+Side = Callable[[socket.socket, Rounds], None]
+
+_ORDER = struct.Struct("q")
+_REPORT = struct.Struct("d")
+
+
+def _rounds(orders: int, reports: int) -> Rounds:
+    while order := os.read(orders, _ORDER.size):
+        (n,) = _ORDER.unpack(order)
+        start = time.perf_counter()
+        yield n
+        os.write(reports, _REPORT.pack(time.perf_counter() - start))
+
+
+class _Process:
+    """A forked process that plays a part, round by round."""
+
+    def __init__(self, part: Part) -> None:
+        orders, self._orders = os.pipe()
+        self._reports, reports = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            status = 1
+            try:
+                os.close(self._orders)
+                os.close(self._reports)
+                gc.disable()
+                part(_rounds(orders, reports))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        os.close(orders)
+        os.close(reports)
+
+    def begin(self, n: int) -> None:
+        """Order a round of *n* repetitions."""
+        os.write(self._orders, _ORDER.pack(n))
+
+    def end(self) -> float:
+        """Wait for its end, and return the seconds it took."""
+        report = os.read(self._reports, _REPORT.size)
+        if not report:
+            raise RuntimeError("a contender's process ended before its round")
+        seconds: float = _REPORT.unpack(report)[0]
+        return seconds
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        os.close(self._orders)
+        os.close(self._reports)
+        if error is not None:
+            os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+
+@contextmanager
+def played(driver: Part, partner: Part | None = None) -> Iterator[Measure]:
+    """*driver* in a process of its own, and *partner* in another; what the driver takes is measured."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_Process(part)) for part in (partner, driver) if part]
+
+        def measure(n: int) -> float:
+            for process in processes:
+                process.begin(n)
+            return [process.end() for process in processes][-1]
+
+        yield measure
+
+
+@contextmanager
+def between(driver: Side, partner: Side) -> Iterator[Measure]:
+    """The same for two that are connected to each other."""
+    here, there = socket.socketpair()
+    with here, there:
+
+        def drive(rounds: Rounds) -> None:
+            there.close()
+            driver(here, rounds)
+
+        def accompany(rounds: Rounds) -> None:
+            here.close()
+            partner(there, rounds)
+
+        with played(drive, accompany) as measure:
+            here.close()
+            there.close()
+            yield measure
