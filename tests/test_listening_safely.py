@@ -414,7 +414,7 @@ def test_the_folders_lock_is_not_waited_for_for_ever(folder: Path, monkeypatch: 
 def test_a_reclaim_waits_for_another(folder: Path) -> None:
     """While somebody else replaces a stale file in the folder, nobody judges or removes one."""
     stale(folder / "s")
-    inode = os.lstat(folder / "s").st_ino
+    held = os.open(folder / "s", os.O_PATH)
     fd = os.open(folder, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     listeners = []
@@ -422,10 +422,13 @@ def test_a_reclaim_waits_for_another(folder: Path) -> None:
     thread.start()
     try:
         thread.join(0.1)
-        assert os.lstat(folder / "s").st_ino == inode
+        # Its inode's number could have been used again; that it has a name tells.
+        assert os.fstat(held).st_nlink == 1
     finally:
         os.close(fd)
         thread.join(PATIENCE)
+    assert os.fstat(held).st_nlink == 0
+    os.close(held)
     listeners[0].close()
 
 

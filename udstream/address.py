@@ -20,11 +20,13 @@ _FILE, _NAMESPACED, _UNNAMED = "file", "namespaced", "unnamed"
 # How os.fsencode would do it, without its looking up each time.
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 _new: Any = object.__new__
+_set: Any = object.__setattr__
 
 
 class UdSocketPath:
     """
-    The address of a Unix socket. A value: equal and hashable by what it names.
+    The address of a Unix socket. A value: equal and hashable by what it names, and never
+    changed.
 
     Made by `file`, `namespaced` and `unnamed`; wherever a path is taken, a ``str``, ``bytes`` or
     `os.PathLike` does as well. ``str()`` gives back what `UdStream.connect` would take.
@@ -40,8 +42,8 @@ class UdSocketPath:
     @classmethod
     def _make(cls, kind: str, name: bytes) -> Self:
         self: Self = _new(cls)
-        self._kind = kind
-        self._name = name
+        _set(self, "_kind", kind)
+        _set(self, "_name", name)
         return self
 
     @classmethod
@@ -174,6 +176,12 @@ class UdSocketPath:
 
     def __hash__(self) -> int:
         return hash((self._kind, self._name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a UdSocketPath is never changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a UdSocketPath is never changed")
 
     def __reduce__(self) -> tuple[object, tuple[str, bytes]]:
         return UdSocketPath._make, (self._kind, self._name)

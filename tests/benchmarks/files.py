@@ -36,7 +36,7 @@ class Files(NamedTuple):
 
 
 # Makes the files of a mode, with a timeout, over a socket that it takes.
-Opener = Callable[[socket.socket, str, "float | None"], Files]
+Opener = Callable[[socket.socket, str, float | None], Files]
 
 
 def ours(sock: socket.socket, mode: str, timeout: float | None = None) -> Files:
