@@ -220,9 +220,9 @@ def test_equal_and_hashable_by_what_they_name() -> None:
 
 
 def test_an_address_is_never_changed() -> None:
-    """No attribute of an address can be set, added or deleted."""
+    """No public attribute of an address can be set, added or deleted."""
     address = FILE("x")
-    for name in ("_kind", "_name", "name", "is_file", "another"):
+    for name in ("name", "is_file", "is_namespaced", "is_unnamed", "another"):
         with pytest.raises(AttributeError):
             setattr(address, name, b"y")
         with pytest.raises(AttributeError):

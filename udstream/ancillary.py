@@ -179,8 +179,11 @@ class FileDescriptors(Sequence):  # type: ignore[type-arg]
         except AttributeError:
             return  # it was never finished
         if fds and max(fds) >= 0:
-            warn(f"unclosed {self!r}", ResourceWarning, 2, self)
-            self.close()
+            try:
+                warn(f"unclosed {self!r}", ResourceWarning, 2, self)
+            finally:
+                # Also where warnings are errors.
+                self.close()
 
     def take(self) -> list[int]:
         """
@@ -766,7 +769,11 @@ def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, F
     received.fds._fds = []
     error.data = data  # type: ignore[attr-defined]
     error.fds = left  # type: ignore[attr-defined]
-    raise error
+    try:
+        raise error
+    finally:
+        # Or the error, by way of its traceback, would keep itself alive and the descriptors open.
+        del error, left
 
 
 def _lost(flags: int, max_fds: int) -> OSError:

@@ -51,8 +51,19 @@ class Mode:
         self.writing = writing or both
         self.binary = "b" in letters
 
+    @classmethod
+    def of(cls, mode: str) -> Mode:
+        """The same, but each mode is taken apart only once; there are few."""
+        known = _KNOWN.get(mode) if mode.__class__ is str else None
+        if known is None:
+            known = cls(mode)
+            _KNOWN[mode] = known
+        return known
+
     def check(self, buffering: int, encoding: str | None, errors: str | None, newline: str | None) -> None:
         """Raise what `open` would for arguments that do not go with this mode, before anything is opened."""
+        if buffering == -1 and encoding is errors is newline is None:
+            return
         if not isinstance(buffering, int):
             raise TypeError(f"buffering must be int, not {type(buffering).__name__}")
         if self.binary:
@@ -93,18 +104,21 @@ def make(
         )
     size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
     nonblocking = stream.is_nonblocking()
-    if not mode.binary:
-        if nonblocking:
-            raise ValueError("a nonblocking stream can't be wrapped in text: make it blocking first")
-        text = TextFile(stream, mode, size, buffering == 1, encoding, errors, newline)
-        stream._files += (ref(text),)
-        return text
-    careful = nonblocking or stream.timeout is not None
-    source = Source(stream, careful) if mode.reading else None
-    sink = Sink(stream, size) if mode.writing else None
-    binary = BinaryFile(stream, mode.given, size, source, sink)
-    stream._files += (ref(binary),)
-    return binary
+    file: BinaryFile | TextFile
+    if mode.binary:
+        careful = nonblocking or stream.timeout is not None
+        source = Source(stream, careful) if mode.reading else None
+        sink = Sink(stream, size) if mode.writing else None
+        file = BinaryFile(stream, mode.given, size, source, sink)
+    elif nonblocking:
+        raise ValueError("a nonblocking stream can't be wrapped in text: make it blocking first")
+    else:
+        file = TextFile(stream, mode, size, buffering == 1, encoding, errors, newline)
+    stream._files += (ref(file),)
+    return file
+
+
+_KNOWN: dict[str, Mode] = {}
 
 
 class _CarefulReader:
@@ -274,30 +288,26 @@ class _File:
 
         The stream is closed even when the sending fails: with the error of that, a `TimeoutError` say.
         """
-        if self._stream.closed:
-            self._stream_closed()
-            return
-        try:
-            self.flush()
-        finally:
-            self._stream_closed()
-            self._stream.close()
+        stream = self._stream
+        if not stream.closed:
+            try:
+                self.flush()
+            finally:
+                stream.close()
 
     def _stream_closed(self) -> None:
-        # The layers in C ask these, and are to leave in peace what is closed.
+        """What the stream says when it is closed: the layers in C ask the halves, and are to know."""
         if self._source is not None:
             self._source.close()
         if self._sink is not None:
             self._sink.close()
 
     def __del__(self) -> None:
-        try:
-            stream = self._stream
-        except AttributeError:
-            return  # it never got as far as having one
-        if not stream.closed:
+        # One that was never finished has no stream to close.
+        stream = getattr(self, "_stream", None)
+        if stream is not None and not stream.closed:
             warn(f"unclosed file {self!r}", ResourceWarning, 2, self)
-        self.close()
+            self.close()
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -326,7 +336,6 @@ class BinaryFile(_File, io.BufferedIOBase):
     def __init__(
         self, stream: UdStream, mode: str, size: int, source: Source | None, sink: Sink | None
     ) -> None:
-        self._stream = stream
         self._mode = mode
         self._source = source
         self._sink = sink
@@ -353,6 +362,8 @@ class BinaryFile(_File, io.BufferedIOBase):
         else:
             self.write = sink.put  # type: ignore[method-assign]
         tie(source, sink)
+        # Last, because what has a stream closes it when it is dropped.
+        self._stream = stream
 
     @property
     def raw(self) -> UdStream:
@@ -442,7 +453,6 @@ class TextFile(_File, io.TextIOBase):
         errors: str | None,
         newline: str | None,
     ) -> None:
-        self._stream = stream
         self._mode = mode.given
         self._buffer: BinaryFile | None = None
         self._source = self._sink = None
@@ -469,6 +479,8 @@ class TextFile(_File, io.TextIOBase):
                 sink.writer = writer
                 sink.watch()
         tie(self._source, self._sink)
+        # Last, because what has a stream closes it when it is dropped.
+        self._stream = stream
 
     @property
     def buffer(self) -> BinaryFile:

@@ -747,7 +747,7 @@ class UdStream(io.RawIOBase):
         ignores *encoding*, *errors* and *newline*. `ValueError` for a mode that is none, and for text over
         a nonblocking stream.
         """
-        return files.make(self, files.Mode(mode), buffering, encoding, errors, newline)
+        return files.make(self, files.Mode.of(mode), buffering, encoding, errors, newline)
 
     # --- ancillary data ---
 
@@ -865,7 +865,7 @@ def open(
     *timeout*, in seconds, is for connecting and for each later call. A binary mode with an encoding, errors
     or newline is a `ValueError`, as in the builtin; errors in connecting are those of `UdStream.connect`.
     """
-    parsed = files.Mode(mode)
+    parsed = files.Mode.of(mode)
     parsed.check(buffering, encoding, errors, newline)
     stream = UdStream.connect(path, timeout=timeout)
     try:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import socket
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from .measure import Contender, Measure, Unavailable
@@ -31,66 +31,78 @@ def optional(name: str) -> Any:
 # --- asyncio ---
 
 
+@asynccontextmanager
+async def asyncio_streams(
+    sock: socket.socket,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """The socket as asyncio has it: a stream for each way."""
+    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
 async def asyncio_trips(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that begins."""
     data = bytes(size)
-    reader, writer = await asyncio.open_unix_connection(sock=sock)
-    for n in rounds:
-        for _ in range(n):
-            writer.write(data)
-            await writer.drain()
-            await reader.readexactly(size)
+    async with asyncio_streams(sock) as (reader, writer):
+        for n in rounds:
+            for _ in range(n):
+                writer.write(data)
+                await writer.drain()
+                await reader.readexactly(size)
 
 
 async def asyncio_echo(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that answers."""
-    reader, writer = await asyncio.open_unix_connection(sock=sock)
-    for n in rounds:
-        for _ in range(n):
-            writer.write(await reader.readexactly(size))
-            await writer.drain()
+    async with asyncio_streams(sock) as (reader, writer):
+        for n in rounds:
+            for _ in range(n):
+                writer.write(await reader.readexactly(size))
+                await writer.drain()
 
 
 async def asyncio_sender(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that sends."""
     data = bytes(size)
-    _, writer = await asyncio.open_unix_connection(sock=sock)
-    for n in rounds:
-        for _ in range(n):
-            writer.write(data)
+    async with asyncio_streams(sock) as (_reader, writer):
+        for n in rounds:
+            for _ in range(n):
+                writer.write(data)
+                await writer.drain()
+            # While the loop is blocked nothing would leave its buffer.
+            writer.transport.set_write_buffer_limits(0)
             await writer.drain()
-        # While the loop is blocked nothing would leave its buffer.
-        writer.transport.set_write_buffer_limits(0)
-        await writer.drain()
-        writer.transport.set_write_buffer_limits()
+            writer.transport.set_write_buffer_limits()
 
 
 async def asyncio_receiver(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that receives."""
-    reader, _ = await asyncio.open_unix_connection(sock=sock)
-    for n in rounds:
-        for _ in range(n):
-            await reader.readexactly(size)
+    async with asyncio_streams(sock) as (reader, _writer):
+        for n in rounds:
+            for _ in range(n):
+                await reader.readexactly(size)
 
 
 async def asyncio_line_trips(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that begins, with lines."""
     line = b"x" * (size - 1) + b"\n"
-    reader, writer = await asyncio.open_unix_connection(sock=sock)
-    for n in rounds:
-        for _ in range(n):
-            writer.write(line)
-            await writer.drain()
-            await reader.readline()
+    async with asyncio_streams(sock) as (reader, writer):
+        for n in rounds:
+            for _ in range(n):
+                writer.write(line)
+                await writer.drain()
+                await reader.readline()
 
 
 async def asyncio_line_echo(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that answers, with lines."""
-    reader, writer = await asyncio.open_unix_connection(sock=sock)
-    for n in rounds:
-        for _ in range(n):
-            writer.write(await reader.readline())
-            await writer.drain()
+    async with asyncio_streams(sock) as (reader, writer):
+        for n in rounds:
+            for _ in range(n):
+                writer.write(await reader.readline())
+                await writer.drain()
 
 
 def in_asyncio(driver: AsyncSide, partner: AsyncSide, size: int) -> Contender:
@@ -133,37 +145,37 @@ async def anyio_stream(sock: socket.socket) -> Any:
 async def anyio_trips(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that begins."""
     data = bytes(size)
-    stream = await anyio_stream(sock)
-    for n in rounds:
-        for _ in range(n):
-            await stream.send(data)
-            await stream.receive(size)
+    async with await anyio_stream(sock) as stream:
+        for n in rounds:
+            for _ in range(n):
+                await stream.send(data)
+                await stream.receive(size)
 
 
 async def anyio_echo(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that answers."""
-    stream = await anyio_stream(sock)
-    for n in rounds:
-        for _ in range(n):
-            await stream.send(await stream.receive(size))
+    async with await anyio_stream(sock) as stream:
+        for n in rounds:
+            for _ in range(n):
+                await stream.send(await stream.receive(size))
 
 
 async def anyio_sender(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that sends."""
     data = bytes(size)
-    stream = await anyio_stream(sock)
-    for n in rounds:
-        for _ in range(n):
-            await stream.send(data)
+    async with await anyio_stream(sock) as stream:
+        for n in rounds:
+            for _ in range(n):
+                await stream.send(data)
 
 
 async def anyio_receiver(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that receives."""
-    stream = await anyio_stream(sock)
-    for n in rounds:
-        left = n * size
-        while left:
-            left -= len(await stream.receive(size))
+    async with await anyio_stream(sock) as stream:
+        for n in rounds:
+            left = n * size
+            while left:
+                left -= len(await stream.receive(size))
 
 
 def in_anyio(driver: AsyncSide, partner: AsyncSide, size: int) -> Contender:
@@ -205,40 +217,40 @@ async def trio_stream(sock: socket.socket) -> Any:
 async def trio_trips(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that begins."""
     data = bytes(size)
-    stream = await trio_stream(sock)
-    for n in rounds:
-        for _ in range(n):
-            await stream.send_all(data)
-            await stream.receive_some(size)
+    async with await trio_stream(sock) as stream:
+        for n in rounds:
+            for _ in range(n):
+                await stream.send_all(data)
+                await stream.receive_some(size)
 
 
 async def trio_echo(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that answers."""
-    stream = await trio_stream(sock)
-    for n in rounds:
-        for _ in range(n):
-            await stream.send_all(await stream.receive_some(size))
+    async with await trio_stream(sock) as stream:
+        for n in rounds:
+            for _ in range(n):
+                await stream.send_all(await stream.receive_some(size))
 
 
 async def trio_sender(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that sends."""
     data = bytes(size)
-    stream = await trio_stream(sock)
-    for n in rounds:
-        for _ in range(n):
-            await stream.send_all(data)
+    async with await trio_stream(sock) as stream:
+        for n in rounds:
+            for _ in range(n):
+                await stream.send_all(data)
 
 
 async def trio_receiver(size: int, sock: socket.socket, rounds: Rounds) -> None:
     """The side that receives."""
-    stream = await trio_stream(sock)
-    for n in rounds:
-        left = n * size
-        while left:
-            count = len(await stream.receive_some(size))
-            if not count:
-                raise EOFError
-            left -= count
+    async with await trio_stream(sock) as stream:
+        for n in rounds:
+            left = n * size
+            while left:
+                count = len(await stream.receive_some(size))
+                if not count:
+                    raise EOFError
+                left -= count
 
 
 def in_trio(driver: AsyncSide, partner: AsyncSide, size: int) -> Contender:

@@ -78,13 +78,16 @@ def importing(module: str) -> Iterator[Measure]:
     yield measure
 
 
+def memory(name: str, peer: str, ours: Any, theirs: Any, floor: float, goal: float) -> Row:
+    """A row of bytes for each of a pair's two objects."""
+    return Row(
+        MEMORY, name, peer, partial(allocated, ours), partial(allocated, theirs), floor, goal, 2, PAIRS, "B"
+    )
+
+
 def rows() -> Iterator[Row]:
     """The rows of these families."""
-    ours = partial(allocated, UdStream.pair)
-    theirs = partial(allocated, socket.socketpair)
-    size = {"operations": 2, "repetitions": PAIRS, "unit": "B"}
-    yield Row(MEMORY, "an open stream", "socket", ours, theirs, 0.7, 1.0, **size)
-    ours, theirs = partial(allocated, our_files), partial(allocated, makefiles)
-    yield Row(MEMORY, "an open rwb file", "makefile", ours, theirs, 1.5, 1.75, **size)
+    yield memory("an open stream", "socket", UdStream.pair, socket.socketpair, 0.7, 1.0)
+    yield memory("an open rwb file", "makefile", our_files, makefiles, 1.5, 1.75)
     ours, theirs = partial(importing, "udstream"), partial(importing, "socket")
     yield Row(IMPORT, "import udstream", "import socket", ours, theirs, 0.9, 2.5, repetitions=1)
