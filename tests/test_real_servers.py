@@ -340,7 +340,7 @@ def test_client_program_megabytes_of_anything(folder: Path, command: list[str]) 
 
     with (
         UdStreamListener.bind(path) as listener,
-        client(folder, *command[:-1], command[-1] + str(path), stdin=data),
+        client(folder, *command[:-1], command[-1] + str(path), stdin=data) as process,
     ):
         listener.timeout = PATIENCE
         with listener.accept() as stream:
@@ -348,7 +348,7 @@ def test_client_program_megabytes_of_anything(folder: Path, command: list[str]) 
             received = stream.readall()
             stream.write_all(data[::-1])
             stream.shutdown(udstream.Shutdown.WRITE)
-            assert stream.read(1) == b""
+            assert process.wait(PATIENCE) == 0
 
     assert data == received
     assert data[::-1] == (folder / "stdout").read_bytes()
@@ -371,14 +371,17 @@ def test_socat_connects_to_our_abstract_name(folder: Path) -> None:
 
 @needs("socat")
 def test_socat_listens_on_an_abstract_name(folder: Path) -> None:
-    """A name that socat binds in the abstract namespace is, to its exact length, the one that we look for."""
+    """We find the name that socat binds in the abstract namespace; and its echo, whatever the order of calls."""
     command = ["socat", "-d", "-d", f"ABSTRACT-LISTEN:{folder.name}-theirs", "PIPE"]
     with (
         running(*command, env=environment(folder), ready="listening on"),
         udstream.open(f"@{folder.name}-theirs", "rw", encoding="utf-8", timeout=PATIENCE) as file,
     ):
-        file.write("an echo\n")
-        assert file.readline() == "an echo\n"
+        # Three lines come back at once, so that some are read ahead when the fourth is written.
+        file.write("one\ntwo\nthree\n")
+        assert file.readline() == "one\n"
+        file.write("four\n")
+        assert [file.readline() for _ in range(3)] == ["two\n", "three\n", "four\n"]
 
 
 # --- http.client over a UdStream, to the standard library's HTTP server -------------------------------------

@@ -101,6 +101,9 @@ class Sink:
     def flush(self) -> None:
         """Asked by the text layer after each line, if it is to; it has already written then."""
 
+    def close(self) -> None:
+        """Asked by the layers above as they are collected, maybe before the file itself; that closes."""
+
     def write(self, data: Any) -> int:
         """Send *data*; what cannot be sent now is kept, and must be gone before more is taken."""
         with self._lock:
@@ -149,7 +152,7 @@ class Sink:
         finally:
             self._lock.release()
 
-    def close(self) -> None:
+    def shut(self) -> None:
         """Take nothing more; what is left is dropped."""
         self.closed = True
         self.source = None
@@ -266,9 +269,9 @@ class TextSink(Sink):
         finally:
             self._lock.release()
 
-    def close(self) -> None:
+    def shut(self) -> None:
         self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
-        super().close()
+        super().shut()
         self.writer = None
 
 
@@ -339,7 +342,7 @@ class Source:
         if self.__class__ is Source and not self.closed:
             self.__class__ = _SourceAfterWrite  # pyright: ignore[reportAttributeAccessIssue]
 
-    def close(self) -> None:
+    def shut(self) -> None:
         """Hand on nothing more."""
         self.__class__ = Source  # pyright: ignore[reportAttributeAccessIssue]
         self.closed = True
@@ -358,6 +361,9 @@ class Source:
 
     def flush(self) -> None:
         """Nothing to do: reading sends on its own."""
+
+    def close(self) -> None:
+        """Asked by the layers above as they are collected, maybe before the file itself; that closes."""
 
     def readinto(self, buffer: Any) -> int | None:
         """As a raw file's, for `io.BufferedReader`."""

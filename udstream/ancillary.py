@@ -309,7 +309,8 @@ class _LeftInError(FileDescriptors):
     __slots__ = ()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_fds"):
+            self.close()
 
 
 _NO_FDS = FileDescriptors()
@@ -762,27 +763,24 @@ def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, F
     received.pidfd.close()
     if not received.truncated:
         return data, received.fds
-    error = _lost(flags, max_fds)
-    left = _LeftInError()
-    # For a moment they share one list, which whoever closes it first leaves empty.
-    left._fds = received.fds._fds
-    received.fds._fds = []
-    error.data = data  # type: ignore[attr-defined]
-    error.fds = left  # type: ignore[attr-defined]
-    try:
-        raise error
-    finally:
-        # Or the error, by way of its traceback, would keep itself alive and the descriptors open.
-        del error, left
+    raise _lost(flags, max_fds, data, received.fds)
 
 
-def _lost(flags: int, max_fds: int) -> OSError:
+def _lost(flags: int, max_fds: int, data: bytes, fds: FileDescriptors) -> OSError:
+    """The error for lost descriptors, with what came; no frame of its traceback refers to it."""
     if flags & MSG_CTRUNC:
-        return OSError(
-            errno.EMFILE,
-            "descriptors were lost: the process is at its limit of open files (RLIMIT_NOFILE)",
-        )
-    return OSError(errno.EMSGSIZE, f"descriptors were lost: more came than max_fds={max_fds} admits")
+        number = errno.EMFILE
+        text = "descriptors were lost: the process is at its limit of open files (RLIMIT_NOFILE)"
+    else:
+        number = errno.EMSGSIZE
+        text = f"descriptors were lost: more came than max_fds={max_fds} admits"
+    error: Any = OSError(number, text)
+    error.data = data
+    error.fds = _LeftInError()
+    # For a moment they share one list, which whoever closes it first leaves empty.
+    error.fds._fds = fds._fds
+    fds._fds = []
+    return error  # type: ignore[no-any-return]
 
 
 def _rooms(buffers: Any) -> Sequence[Any]:

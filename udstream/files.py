@@ -120,6 +120,10 @@ def make(
 
 _KNOWN: dict[str, Mode] = {}
 
+# What each open file needs to send its last bytes. The garbage collector finishes off the members of a cycle in
+# no helpful order, the socket before the file, say; but nothing that is held here.
+_OPEN: dict[int, tuple[object, ...]] = {}
+
 
 class _CarefulReader:
     """
@@ -234,6 +238,7 @@ class _File:
     _source: Source | None
     _sink: Sink | None
     _stream: UdStream
+    _writer: Any
     _mode: str
 
     @property
@@ -275,6 +280,11 @@ class _File:
         self._check_open()
         return False
 
+    def _opened(self, stream: UdStream) -> None:
+        """The last step of making one: from here on it closes the stream when it is dropped."""
+        _OPEN[id(self)] = (stream, self._sink, self._writer)
+        self._stream = stream  # type: ignore[misc]
+
     def _check_open(self) -> None:
         if self._stream.closed:
             raise ValueError("I/O operation on closed file")
@@ -294,13 +304,16 @@ class _File:
                 self.flush()
             finally:
                 stream.close()
+                # The stream tells its files, but one that is being collected it may not know any more.
+                self._stream_closed()
 
     def _stream_closed(self) -> None:
         """What the stream says when it is closed: the layers in C ask the halves, and are to know."""
+        _OPEN.pop(id(self), None)
         if self._source is not None:
-            self._source.close()
+            self._source.shut()
         if self._sink is not None:
-            self._sink.close()
+            self._sink.shut()
 
     def __del__(self) -> None:
         # One that was never finished has no stream to close.
@@ -362,8 +375,7 @@ class BinaryFile(_File, io.BufferedIOBase):
         else:
             self.write = sink.put  # type: ignore[method-assign]
         tie(source, sink)
-        # Last, because what has a stream closes it when it is dropped.
-        self._stream = stream
+        self._opened(stream)
 
     @property
     def raw(self) -> UdStream:
@@ -479,8 +491,7 @@ class TextFile(_File, io.TextIOBase):
                 sink.writer = writer
                 sink.watch()
         tie(self._source, self._sink)
-        # Last, because what has a stream closes it when it is dropped.
-        self._stream = stream
+        self._opened(stream)
 
     @property
     def buffer(self) -> BinaryFile:

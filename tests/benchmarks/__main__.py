@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from . import between, connecting, descriptors, files, growth, memory, raw, report, sendfile
 from .measure import Effort, Row, Unavailable, compare
 
-FULL = Effort(rounds=41, round_seconds=0.02, row_seconds=4)
-QUICK = Effort(rounds=9, round_seconds=0.008, row_seconds=0.4)
+FULL = Effort(rounds=81, round_seconds=0.01, row_seconds=4)
+QUICK = Effort(rounds=15, round_seconds=0.005, row_seconds=0.4)
 CONNECTS, QUICK_CONNECTS = 200_000, 20_000
 
 
@@ -55,8 +54,6 @@ def main() -> None:
     )
     options = parser.parse_args()
     effort, connects = (QUICK, QUICK_CONNECTS) if options.quick else (FULL, CONNECTS)
-    # What a program costs that leaves warnings as they are is what is to be measured.
-    warnings.simplefilter("default")
     pin()
 
     print(report.machine())

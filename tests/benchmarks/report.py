@@ -195,6 +195,7 @@ def _text(
 
 def write(folder: Path, outcomes: Sequence[Outcome], remarks: Sequence[str]) -> None:
     """Write the plot, and the table into its place in benchmarks.md, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "benchmarks.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
