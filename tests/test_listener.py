@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import random
@@ -498,6 +499,31 @@ def test_processes_that_want_one_connection(folder: Path) -> None:
         os.close(report)
         assert len(got) == 120
         assert b"a" in got
+
+
+def test_processes_take_turns(listener: UdStreamListener, address: str) -> None:
+    """While another process is in its turn, a timed accept() keeps off, so that neither loses its way out."""
+    listener.timeout = 0.05
+    ready, tell = os.pipe()
+    done, finish = os.pipe()
+
+    def hold() -> None:
+        fcntl.lockf(listener, fcntl.LOCK_EX)
+        os.write(tell, b"x")
+        os.read(done, 1)
+
+    pid = child(hold)
+    try:
+        os.read(ready, 1)
+        with UdStream.connect(address):
+            with pytest.raises(TimeoutError):
+                listener.accept()
+            os.write(finish, b"x")
+            assert os.waitpid(pid, 0)[1] == 0
+            listener.accept().close()
+    finally:
+        for fd in (ready, tell, done, finish):
+            os.close(fd)
 
 
 def test_a_fork_while_a_thread_accepts(listener: UdStreamListener, address: str) -> None:

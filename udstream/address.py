@@ -54,7 +54,7 @@ class UdSocketPath:
         An empty path or one with a NUL in it: `ValueError`. Of any length on Linux; elsewhere the kernel's
         limit (103 bytes) is checked when the address is used.
         """
-        name = path.encode(_ENCODING, _ERRORS) if path.__class__ is str else os.fsencode(path)
+        name = path.encode(_ENCODING, _ERRORS) if isinstance(path, str) else os.fsencode(path)
         if not name:
             raise ValueError("the path of a Unix socket is empty")
         if b"\0" in name:
@@ -189,7 +189,7 @@ class UdSocketPath:
 
 def sockaddr_of(path: SocketPath) -> bytes:
     """``UdSocketPath.of(path).sockaddr()``, but quicker for the commonest kind of path."""
-    if path.__class__ is str:
+    if isinstance(path, str):
         name: bytes = path.encode(_ENCODING, _ERRORS)
         # An empty one begins with every bytes, so it goes the long way as well.
         if name[:1] not in b"@\0" and b"\0" not in name and len(name) <= _platform.SUN_PATH_MAX:

@@ -18,7 +18,7 @@ from ._halves import Sink, Source, TextSink, tie
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
+    from typing import Any, BinaryIO, TextIO
 
     from typing_extensions import Buffer
 
@@ -330,7 +330,16 @@ class _File:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
 
-class BinaryFile(_File, io.BufferedIOBase):
+if TYPE_CHECKING:
+    # So that they go where an IO[bytes] or an IO[str] is due, as the builtin's files do.
+    class _BinaryBase(io.BufferedIOBase, BinaryIO): ...
+
+    class _TextBase(io.TextIOBase, TextIO): ...
+else:
+    _BinaryBase, _TextBase = io.BufferedIOBase, io.TextIOBase
+
+
+class BinaryFile(_File, _BinaryBase):
     """A buffered binary file over a `UdStream`: what ``open(path, "rb")``, ``"wb"`` and ``"rwb"`` give."""
 
     __slots__ = {
@@ -440,7 +449,7 @@ def _keep(owner: object) -> Iterator[Any]:
     yield owner
 
 
-class TextFile(_File, io.TextIOBase):
+class TextFile(_File, _TextBase):
     """A text file over a `UdStream`: what ``open(path, "r")``, ``"w"`` and ``"rw"`` give."""
 
     __slots__ = {

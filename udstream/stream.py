@@ -185,7 +185,7 @@ class UdStream(io.RawIOBase):
         sockaddr = sockaddr_of(path)
         seconds = None if timeout is None else _checked_timeout(timeout)
         # A str says the same for ever; what else it may be is made so.
-        given = path if path.__class__ is str else UdSocketPath.of(path)
+        given = path if isinstance(path, str) else UdSocketPath.of(path)
         sock = _csocket.create()
         try:
             if len(sockaddr) <= _platform.SUN_PATH_MAX or sockaddr[0] == 0:
