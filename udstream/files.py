@@ -332,9 +332,9 @@ class _File:
 
 if TYPE_CHECKING:
     # So that they go where an IO[bytes] or an IO[str] is due, as the builtin's files do.
-    class _BinaryBase(io.BufferedIOBase, BinaryIO): ...
+    class _BinaryBase(io.BufferedIOBase, BinaryIO): ...  # pyright: ignore
 
-    class _TextBase(io.TextIOBase, TextIO): ...
+    class _TextBase(io.TextIOBase, TextIO): ...  # pyright: ignore
 else:
     _BinaryBase, _TextBase = io.BufferedIOBase, io.TextIOBase
 

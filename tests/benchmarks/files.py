@@ -217,7 +217,7 @@ def one_way(opener: Opener, size: int) -> Contender:
                     writer.write(data)
                 writer.flush()
 
-    return partial(between, driver, partner)
+    return partial(between, driver, partner, in_batches=True)
 
 
 # --- rows ---

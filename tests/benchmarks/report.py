@@ -183,7 +183,9 @@ def _plotted(result: Result, axis: _Axis, y: int) -> Iterator[str]:
     low, high = axis.x(result.low), axis.x(result.high)
     yield f"<path d='M{low:.1f} {middle}H{high:.1f}' stroke='{colour}' stroke-width='2'/>"
     yield f"<circle cx='{axis.x(result.ratio):.1f}' cy='{middle}' r='4' fill='{colour}'/>"
-    yield _text(max(high, axis.x(result.ratio)) + 8, y, f"{result.ratio:.2f}")
+    # The lines that cross a number end at its edge.
+    halo = "paint-order='stroke' stroke='white' stroke-width='3'"
+    yield f"<g {halo}>{_text(max(high, axis.x(result.ratio)) + 8, y, f'{result.ratio:.2f}')}</g>"
 
 
 def _text(

@@ -32,8 +32,8 @@ def join(stream: UdStream) -> None:
     terminal has yet to type. `OutputClosed` as soon as nobody reads stdout. `OSError` when the peer left
     with something unread, or with ``filename`` "stdin" or "stdout" when one of these failed.
     """
-    # A signal that ends the command waits until there is something to tidy up after it; the thread, which
-    # inherits the mask, leaves them all to this one.
+    # The thread inherits the mask, so it leaves signals to this one; and Ctrl-C comes when there is somebody to
+    # tidy up after it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     ours, theirs = UdStream.pair()
     feeder = _Feeder(stream, theirs)

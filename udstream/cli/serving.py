@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -63,16 +64,27 @@ def listening(args: argparse.Namespace) -> Iterator[UdStreamListener]:
     if mode is None and args.path.is_file:
         # Whom to admit was said in another way; the file's mode must let them come that far.
         mode = 0o666 if args.allow_user or args.allow_group else args.default_mode
-    with _ended_by_signals(), UdStreamListener.bind(args.path, backlog=args.backlog, mode=mode) as listener:
+    bound: list[UdStreamListener] = []
+    with (
+        _ended_by_signals(bound),
+        UdStreamListener.bind(args.path, backlog=args.backlog, mode=mode) as listener,
+    ):
+        bound.append(listener)
         if not args.quiet:
             note(f"listening on {printable(args.path)}")
         yield listener
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
     def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+        if not bound:
+            raise SystemExit(128 + number)  # bind tidies up after itself
+        # An exception would be lost, and with it the signal, where this interrupts a destructor.
+        try:
+            bound[0].close()
+        finally:
+            os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

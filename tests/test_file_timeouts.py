@@ -1,0 +1,629 @@
+"""After a timeout, or where a nonblocking stream would block, no byte is lost in silence, and none is doubled."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from udstream import UdStream
+
+PATIENCE = 20
+# Long enough for a call to try, short enough to be waited for thousands of times.
+MOMENT = 0.001
+MESSAGE = "eins\nzwö日\n\nvier"
+
+
+@pytest.fixture(autouse=True)
+def no_endless_wait() -> Iterator[None]:
+    """Turn a test that hangs into one that fails."""
+
+    def give_up(*_: object) -> None:
+        raise AssertionError(f"still waiting after {PATIENCE} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    # Again and again, since closing what hangs may hang as well.
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def conversation(
+    mode: str, buffering: int = -1, timeout: float | None = MOMENT, **text: Any
+) -> Iterator[tuple[Any, socket.socket]]:
+    """A file over a stream, and the other end as a plain socket that never waits for ever."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    stream = UdStream.from_socket(ours)
+    stream.timeout = timeout
+    with theirs, stream.makefile(mode, buffering, **text) as file:
+        yield file, theirs
+
+
+def data_for(mode: str, text: str) -> Any:
+    """The text as what a file of this mode reads and writes."""
+    return text.encode() if "b" in mode else text
+
+
+def stream_of(file: Any) -> UdStream:
+    """The stream under a file."""
+    if isinstance(file, UdStream):
+        return file
+    stream = file.raw if hasattr(file, "raw") else file.buffer.raw
+    assert isinstance(stream, UdStream)
+    return stream
+
+
+def here(theirs: socket.socket) -> bytes:
+    """What has arrived by now."""
+    theirs.setblocking(False)
+    try:
+        return theirs.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+    finally:
+        theirs.settimeout(PATIENCE)
+
+
+def into(method: str, size: int) -> Callable[[Any], Any]:
+    """A read into a buffer, as one that returns bytes, or None."""
+
+    def read(file: Any) -> bytes | None:
+        store = bytearray(size)
+        count = getattr(file, method)(store)
+        return None if count is None else bytes(store[:count])
+
+    return read
+
+
+def peek_and_take(file: Any) -> Any:
+    """What `peek` shows, taken out."""
+    seen = file.peek()
+    assert file.read(len(seen)) == seen
+    return seen
+
+
+# Ways to read; each returns what it got, or a list of it.
+READS: dict[str, Callable[[Any], Any]] = {
+    "readline": lambda file: file.readline(),
+    "readline(2)": lambda file: file.readline(2),
+    "readline(100)": lambda file: file.readline(100),
+    "next": lambda file: next(file, None),
+    "iterator": lambda file: next(iter(file), None),
+    "read": lambda file: file.read(),
+    "read(1)": lambda file: file.read(1),
+    "read(3)": lambda file: file.read(3),
+    "read(100)": lambda file: file.read(100),
+    "readlines": lambda file: file.readlines(),
+    "readlines(6)": lambda file: file.readlines(6),
+}
+BINARY_READS: dict[str, Callable[[Any], Any]] = {
+    "read1": lambda file: file.read1(),
+    "read1(2)": lambda file: file.read1(2),
+    "peek": peek_and_take,
+    "readinto": into("readinto", 3),
+    "readinto(100)": into("readinto", 100),
+    "readinto1": into("readinto1", 3),
+}
+RAW_READS: dict[str, Callable[[Any], Any]] = {
+    "read": lambda file: file.read(100),
+    "read(2)": lambda file: file.read(2),
+    "readinto": into("readinto", 3),
+    "readline": lambda file: file.readline(),
+}
+
+
+def reads_for(mode: str) -> dict[str, Callable[[Any], Any]]:
+    """The ways to read of a file of this mode."""
+    return READS | BINARY_READS if "b" in mode else READS
+
+
+EVERY_READ = [(mode, how) for mode in ("rb", "rwb", "r", "rw") for how in reads_for(mode)]
+# What goes on after any timeout, by the design of the file: lines always, and bytes however they are read.
+NEVER_REFUSED = {
+    *(("rb", how) for how in reads_for("rb")),
+    *(("rwb", how) for how in reads_for("rwb")),
+    *((mode, how) for mode in ("r", "rw") for how in ("readline", "readline(100)", "next", "iterator", "read")),
+}
+
+
+class Refused(Exception):
+    """The file said that it can't go on."""
+
+
+def collect(file: Any, read: Callable[[Any], Any], feed: Iterator[object], pieces: list[Any]) -> int:
+    """
+    Call *read* to the end of file, and give it more to read each time it has none; count those times.
+
+    A refusal must be an `OSError` that says so, and must last.
+    """
+    failures = 0
+    while True:
+        try:
+            piece = read(file)
+        except (TimeoutError, BlockingIOError):
+            failures += 1
+            next(feed)
+            continue
+        except OSError as error:
+            assert "cannot read on" in str(error)
+            next(feed, None)
+            next(feed, None)
+            for again in (lambda: file.readline(), lambda: file.read(), lambda: file.read(1), lambda: next(file)):
+                with pytest.raises(OSError, match="cannot read on"):
+                    again()
+            raise Refused from error
+        if piece is None:
+            if next(feed, "over") == "over":
+                return failures
+            failures += 1
+        elif piece:
+            pieces += piece if isinstance(piece, list) else [piece]
+        else:
+            return failures
+
+
+def feeding(theirs: socket.socket, *parts: bytes) -> Iterator[None]:
+    """Send the parts, one at a time, then the end of file."""
+    for part in parts:
+        theirs.sendall(part)
+        yield
+    theirs.shutdown(socket.SHUT_WR)
+    yield
+
+
+@pytest.mark.parametrize(("mode", "how"), EVERY_READ)
+def test_read_that_timed_out_can_be_repeated(mode: str, how: str) -> None:
+    """A message cut anywhere, with a timeout at the cut: repeating the call gets all of it, once.
+
+    Or the file refuses to be read on: never for bytes, nor for lines.
+    """
+    message = MESSAGE.encode()
+    text = {} if "b" in mode else {"encoding": "utf-8"}
+    for cut in range(len(message) + 1):
+        with conversation(mode, **text) as (file, theirs):
+            pieces: list[Any] = []
+            feed = feeding(theirs, message[:cut], message[cut:])
+            next(feed)
+            try:
+                assert collect(file, reads_for(mode)[how], feed, pieces) >= 1
+            except Refused:
+                assert (mode, how) not in NEVER_REFUSED, f"refused at {cut}"
+                assert data_for(mode, MESSAGE).startswith(data_for(mode, "").join(pieces))
+            else:
+                assert data_for(mode, "").join(pieces) == data_for(mode, MESSAGE), f"cut at {cut}"
+
+
+@pytest.mark.parametrize("how", RAW_READS)
+def test_raw_read_that_timed_out_can_be_repeated(how: str) -> None:
+    """The stream itself: a message cut anywhere comes whole."""
+    message = MESSAGE.encode()
+    if how == "readline":
+        # A raw file's own readline takes a byte at a time and can't be repeated: only cuts between lines.
+        cuts = [at for at in range(len(message)) if message[:at].endswith(b"\n")]
+    else:
+        cuts = list(range(len(message) + 1))
+    for cut in cuts:
+        ours, theirs = socket.socketpair()
+        with theirs, UdStream.from_socket(ours) as stream:
+            stream.timeout = MOMENT
+            pieces: list[bytes] = []
+            feed = feeding(theirs, message[:cut], message[cut:])
+            next(feed)
+            try:
+                assert collect(stream, RAW_READS[how], feed, pieces) >= 1
+            except TimeoutError:
+                raise AssertionError(f"cut at {cut}") from None
+            assert b"".join(pieces) == message
+
+
+def test_raw_readall_that_timed_out_says_what_it_had() -> None:
+    """`readall` of the stream: what had come is the error's `partial`, and the next call has the rest."""
+    ours, theirs = socket.socketpair()
+    with theirs, UdStream.from_socket(ours) as stream:
+        stream.timeout = MOMENT
+        theirs.sendall(b"first ")
+        with pytest.raises(TimeoutError) as caught:
+            stream.readall()
+        assert caught.value.partial == b"first "  # type: ignore[attr-defined]
+        theirs.sendall(b"second")
+        theirs.shutdown(socket.SHUT_WR)
+        assert stream.readall() == b"second"
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+@pytest.mark.parametrize("buffering", [-1, 2, 16])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig", "shift_jis"])
+def test_any_reads_through_any_timeouts(mode: str, buffering: int, encoding: str) -> None:
+    """Random reads of a message that comes in random pieces, a timeout at each: all of it, or a refusal."""
+    if "b" in mode and encoding != "utf-8":
+        return
+    whole_runs = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        text = "".join(rng.choices(["\n", "abc", "z\r\n", "日本", "x" * 30], k=rng.randrange(1, 15)))
+        message = text.encode(encoding)
+        cuts = sorted(rng.choices(range(len(message) + 1), k=rng.randrange(1, 5)))
+        parts = [message[start:end] for start, end in zip([0, *cuts], [*cuts, len(message)], strict=True)]
+        options = {} if "b" in mode else {"encoding": encoding, "newline": rng.choice(["", "\n"])}
+        ways = [reads_for(mode)[rng.choice(list(reads_for(mode)))] for _ in range(100)]
+        turn = iter(ways)
+        with conversation(mode, buffering, **options) as (file, theirs):
+            pieces: list[Any] = []
+            expected: Any = message if "b" in mode else text
+            feed = feeding(theirs, *parts)
+            try:
+                # Two empty results in a row: a read of nothing is no end yet.
+                collect(file, lambda file: next(turn, reads_for(mode)["read"])(file), feed, pieces)
+            except Refused:
+                assert "b" not in mode
+                assert expected.startswith(expected[:0].join(pieces)), f"seed {seed}"
+            else:
+                whole_runs += 1
+                assert expected[:0].join(pieces) == expected, f"seed {seed}"
+    assert whole_runs >= (40 if "b" in mode else 2)
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+@pytest.mark.parametrize("size", [8_191, 8_192, 8_193, 65_535, 65_536, 70_000, 200_000])
+def test_long_line_through_a_timeout(mode: str, size: int) -> None:
+    """A line that is longer than any buffer, with a timeout in the middle, comes whole, or reads are refused."""
+    line = "x" * size + "\n"
+    with conversation(mode) as (file, theirs):
+        pieces: list[Any] = []
+        feed = feeding(theirs, line[: size // 2].encode(), (line[size // 2 :] + "next\n").encode())
+        next(feed)
+        try:
+            collect(file, lambda file: file.readline(), feed, pieces)
+        except Refused:
+            assert size > 60_000
+            assert pieces == []
+        else:
+            assert pieces == [data_for(mode, line), data_for(mode, "next\n")]
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+def test_timeout_set_later_loses_nothing_in_silence(mode: str) -> None:
+    """A timeout that is set on the stream when the file has already been read from counts as well."""
+    for how, read in reads_for(mode).items():
+        with conversation(mode, timeout=None) as (file, theirs):
+            theirs.sendall(b"first\npart")
+            assert file.readline() == data_for(mode, "first\n")
+            stream_of(file).timeout = MOMENT
+            pieces: list[Any] = []
+            feed = feeding(theirs, b" of a line\n", b"last\n")
+            expected = data_for(mode, "part of a line\nlast\n")
+            try:
+                collect(file, read, feed, pieces)
+            except Refused:
+                assert expected.startswith(data_for(mode, "").join(pieces)), how
+            else:
+                assert data_for(mode, "").join(pieces) == expected, how
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+def test_timeout_taken_away_lets_the_read_wait(mode: str) -> None:
+    """After a timeout in the middle of a line, a stream without one waits for the rest of that line."""
+    with conversation(mode) as (file, theirs):
+        theirs.sendall(b"begin ")
+        with pytest.raises(TimeoutError):
+            file.readline()
+        stream_of(file).timeout = None
+        later = threading.Timer(0.02, theirs.sendall, [b"end\nnext\n"])
+        later.start()
+        assert file.readline() == data_for(mode, "begin end\n")
+        assert file.readline() == data_for(mode, "next\n")
+        later.join()
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+def test_read_takes_no_longer_than_the_timeout(mode: str) -> None:
+    """The timeout is for the whole call, though bytes keep dribbling in."""
+    with conversation(mode, timeout=0.2) as (file, theirs):
+        enough = threading.Event()
+
+        def dribble() -> None:
+            while not enough.wait(0.02):
+                theirs.sendall(b"x")
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        try:
+            start = time.monotonic()
+            with pytest.raises(TimeoutError):
+                file.readline()
+            assert 0.1 < time.monotonic() - start < 5
+        finally:
+            enough.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("mode", ["rwb", "rw"])
+def test_request_that_cannot_be_sent_lets_the_read_time_out(mode: str) -> None:
+    """A peer that neither reads nor talks: the read times out, and the request is sent whole later on."""
+    with conversation(mode, 2_000_000, 0.01) as (file, theirs):
+        request = "".join(f"{at:08d}\n" for at in range(100_000))
+        file.write(data_for(mode, request))
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                file.readline()
+        theirs.sendall(b"reply\n")
+        assert file.readline() == data_for(mode, "reply\n")
+        arrived = bytearray()
+        while len(arrived) < len(request):
+            arrived += theirs.recv(1 << 20)
+            with suppress(TimeoutError):
+                file.flush()
+        assert arrived.decode() == request
+
+
+# --- writing ---
+
+
+def persistent_writes(
+    rng: random.Random, file: Any, theirs: socket.socket, datas: list[Any], flushes: float
+) -> tuple[bytes, int]:
+    """Write and flush each until it succeeds; the other end reads only then. What arrives, and how many failed."""
+    arrived = bytearray()
+    failures = 0
+
+    def until_it_works(call: Callable[[], object]) -> None:
+        nonlocal failures, arrived
+        while True:
+            try:
+                call()
+            except (TimeoutError, BlockingIOError) as error:
+                assert not getattr(error, "characters_written", 0)
+                failures += 1
+                arrived += theirs.recv(rng.randrange(1, 100_000))
+            else:
+                return
+
+    for data in datas:
+        until_it_works(lambda data=data: file.write(data))  # type: ignore[misc]
+        if rng.random() < flushes:
+            until_it_works(file.flush)
+    until_it_works(file.flush)
+    file.close()
+    return bytes(arrived) + b"".join(iter(lambda: theirs.recv(1 << 20), b"")), failures
+
+
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+@pytest.mark.parametrize("buffering", [-1, 1, 16, 100_000])
+@pytest.mark.parametrize("flushes", [0, 0.3])
+def test_write_that_timed_out_can_be_repeated(mode: str, buffering: int, flushes: float) -> None:
+    """Writes and flushes through timeouts, each repeated until it succeeds: all arrives once, in order."""
+    if buffering == 1 and "b" in mode:
+        return
+    for seed in range(4):
+        rng = random.Random(seed)
+        texts = []
+        for at in range(40):
+            lines = rng.choice([1, 5, 300, 4_000, 20_000] if at % 10 == 0 else [1, 5, 300, 1_000])
+            texts.append("".join(f"{seed} {at} {line}\n" for line in range(lines)))
+        with conversation(mode, buffering) as (file, theirs):
+            stream_of(file)._bare().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            datas = [data_for(mode, text) for text in texts]
+            arrived, failures = persistent_writes(rng, file, theirs, datas, flushes)
+        # No comparison of a megabyte in the message.
+        same = arrived.decode() == "".join(texts)
+        assert same, f"seed {seed}: {len(arrived)} bytes of {len(''.join(texts))} arrived"
+        assert failures
+
+
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+def test_big_writes_through_timeouts(mode: str) -> None:
+    """Writes of more than the socket holds, through timeouts: all arrives once, in order."""
+    texts = ["".join(f"{part} {line}\n" for line in range(60_000)) for part in range(3)]
+    with conversation(mode) as (file, theirs):
+        datas = [data_for(mode, text) for text in texts]
+        arrived, failures = persistent_writes(random.Random(1), file, theirs, datas, 0)
+    same = arrived.decode() == "".join(texts)
+    assert same and failures
+
+
+@pytest.mark.parametrize("mode", ["w", "rw"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_encoded_writes_through_timeouts(mode: str, encoding: str) -> None:
+    """A timeout in text of an encoding with a mark at its beginning: one mark, and all of the text."""
+    texts = [f"{at} é\n" * 500 for at in range(100)]
+    with conversation(mode, encoding=encoding) as (file, theirs):
+        stream_of(file)._bare().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        arrived, failures = persistent_writes(random.Random(1), file, theirs, list(texts), 0.1)
+    assert arrived == "".join(texts).encode(encoding)
+    assert failures
+
+
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+def test_failed_flush_keeps_what_it_could_not_send(mode: str) -> None:
+    """A flush that times out says so, each time, and keeps the rest; `close` says so, too."""
+    with conversation(mode, 2_000_000) as (file, theirs):
+        text = "".join(f"{at:08d}\n" for at in range(100_000))
+        file.write(data_for(mode, text))
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                file.flush()
+        before = here(theirs)
+        assert text.encode().startswith(before)
+        with pytest.raises(TimeoutError):
+            file.close()
+        rest = b"".join(iter(lambda: theirs.recv(1 << 20), b""))
+        assert text.encode().startswith(before + rest) and len(before + rest) < len(text)
+
+
+@pytest.mark.parametrize("mode", ["rwb", "rw"])
+def test_reads_and_writes_through_timeouts(mode: str) -> None:
+    """Reads and writes in random order, timeouts in both: each way arrives whole, once, in order."""
+    for seed in range(5):
+        rng = random.Random(seed)
+        with conversation(mode) as (file, theirs):
+            stream_of(file)._bare().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            to_come = [f"line {at} {'x' * rng.randrange(60)}\n".encode() for at in range(300)]
+            coming = b"".join(to_come)
+            going: list[str] = []
+            got: list[Any] = []
+            arrived = bytearray()
+            sent = 0
+            while sent < len(coming) or len(got) < len(to_come):
+                action = rng.randrange(4)
+                if action == 0:
+                    step = rng.randrange(1, 400)
+                    theirs.sendall(coming[sent : sent + step])
+                    sent += step
+                elif action == 1:
+                    arrived += here(theirs)
+                elif action == 2 and len(got) < len(to_come):
+                    with suppress(TimeoutError):
+                        got.append(file.readline())
+                else:
+                    text = f"{len(going)} {'y' * rng.randrange(3_000)}\n"
+                    try:
+                        file.write(data_for(mode, text))
+                    except TimeoutError:
+                        continue
+                    going.append(text)
+            file.flush() if not arrived else None
+            reader = threading.Thread(target=lambda: arrived.extend(iter_all(theirs)))  # noqa: B023
+            reader.start()
+            stream_of(file).timeout = None
+            file.close()
+            reader.join()
+        assert got == [data_for(mode, line.decode()) for line in to_come]
+        same = arrived.decode() == "".join(going)
+        assert same, f"seed {seed}"
+
+
+def iter_all(theirs: socket.socket) -> bytes:
+    """All that arrives up to the end of file."""
+    return b"".join(iter(lambda: theirs.recv(1 << 20), b""))
+
+
+# --- nonblocking ---
+
+
+@pytest.mark.parametrize(("mode", "how"), [each for each in EVERY_READ if "b" in each[0]])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_nonblocking_read_can_be_repeated(mode: str, how: str, when: str) -> None:
+    """A nonblocking binary file: a message cut anywhere comes whole, and nothing yet is told from the end."""
+    message = MESSAGE.encode()
+    for cut in range(len(message) + 1):
+        ours, theirs = socket.socketpair()
+        stream = UdStream.from_socket(ours)
+        if when == "before":
+            stream.set_nonblocking(True)
+        with theirs, stream.makefile(mode) as file:
+            stream.set_nonblocking(True)
+            pieces: list[Any] = []
+            feed = feeding(theirs, message[:cut], message[cut:])
+            next(feed)
+            read = reads_for(mode)[how]
+            if when == "after":
+                # The buffers of the standard library do what they do with None: they lose nothing.
+                collect_until_done(file, read, feed, pieces)
+            else:
+                collect(file, read, feed, pieces)
+            assert b"".join(pieces) == message, f"cut at {cut}"
+
+
+def collect_until_done(file: Any, read: Callable[[Any], Any], feed: Iterator[object], pieces: list[Any]) -> None:
+    """As `collect`, but where nothing yet may look like the end, as it does in the standard library."""
+    while True:
+        try:
+            piece = read(file)
+        except BlockingIOError:
+            piece = None
+        if piece:
+            pieces += piece if isinstance(piece, list) else [piece]
+        elif next(feed, "over") == "over":
+            return
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb"])
+def test_nonblocking_read_returns_what_there_is(mode: str) -> None:
+    """`read(n)` and `readinto` of a nonblocking file: what has come; None, if that is nothing; b"" at the end."""
+    ours, theirs = socket.socketpair()
+    stream = UdStream.from_socket(ours)
+    stream.set_nonblocking(True)
+    with theirs, stream.makefile(mode) as file:
+        assert file.read(10) is None
+        assert file.read() is None
+        assert file.readinto(bytearray(10)) is None
+        theirs.sendall(b"abc")
+        assert file.read(10) == b"abc"
+        theirs.sendall(b"def")
+        assert file.read() == b"def"
+        assert file.read(10) is None
+        theirs.sendall(b"no end")
+        with pytest.raises(BlockingIOError):
+            file.readline()
+        theirs.shutdown(socket.SHUT_WR)
+        assert file.readline() == b"no end"
+        assert file.read(10) == file.read() == file.readline() == b""
+
+
+@pytest.mark.parametrize("mode", ["wb", "rwb"])
+def test_nonblocking_write_counts_what_it_took(mode: str) -> None:
+    """A nonblocking file that is full raises `BlockingIOError`; what it took by then arrives once, in order."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    stream = UdStream.from_socket(ours)
+    stream.set_nonblocking(True)
+    taken = bytearray()
+    arrived = bytearray()
+    with theirs, stream.makefile(mode) as file:
+        refusals = 0
+        for at in range(4_000):
+            rest = b"%d %s\n" % (at, b"x" * 300)
+            while rest:
+                try:
+                    count = file.write(rest)
+                except BlockingIOError as error:
+                    count = getattr(error, "characters_written", 0)
+                    refusals += 1
+                    arrived += theirs.recv(100_000)
+                taken += rest[:count]
+                rest = rest[count:]
+        while True:
+            try:
+                file.flush()
+                break
+            except BlockingIOError:
+                arrived += theirs.recv(100_000)
+        file.close()
+        arrived += iter_all(theirs)
+    assert refusals
+    same = arrived == taken
+    assert same
+
+
+@pytest.mark.parametrize("mode", ["rwb"])
+def test_nonblocking_conversation(mode: str) -> None:
+    """Reading a nonblocking rw file sends what it can, and never waits for the rest."""
+    ours, theirs = socket.socketpair()
+    stream = UdStream.from_socket(ours)
+    stream.set_nonblocking(True)
+    with theirs, stream.makefile(mode, 2_000_000) as file:
+        file.write(b"request\n")
+        assert file.read(5) is None
+        assert here(theirs) == b"request\n"
+        file.write(b"x" * 1_000_000)
+        assert file.read(5) is None
+        theirs.settimeout(PATIENCE)
+        theirs.sendall(b"reply\n")
+        assert file.readline() == b"reply\n"
+        stream.set_nonblocking(False)
+        arrived = bytearray()
+        reader = threading.Thread(target=lambda: arrived.extend(iter_all(theirs)))
+        reader.start()
+        file.close()
+        reader.join()
+        assert arrived == b"x" * 1_000_000

@@ -1,0 +1,744 @@
+"""Timeouts: never shorter, never lengthened, noticed by nobody else; and connects that wait out a full backlog."""
+
+from __future__ import annotations
+
+import decimal
+import errno
+import io
+import itertools
+import math
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import udstream
+from udstream import Shutdown, UdStream
+
+PATIENCE = 20.0
+TOO_MUCH = 1 << 20
+SHORT = 0.05
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[UdStream, UdStream]]:
+    """Two connected streams, closed after the test."""
+    one, other = UdStream.pair()
+    with one, other:
+        yield one, other
+
+
+def fill(stream: UdStream) -> int:
+    """Write until the kernel takes no more, and return how many bytes it took."""
+    stream.set_nonblocking(True)
+    total = 0
+    while (count := stream.write(bytes(4096))) is not None:
+        total += count
+    stream.set_nonblocking(False)
+    return total
+
+
+@contextmanager
+def storm(interval: float = 0.002, at_most: float = 5.0) -> Iterator[list[None]]:
+    """Signals all the time, whose handler returns; but raises when whatever goes on lasts far too long."""
+    hits: list[None] = []
+    end = time.monotonic() + at_most
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        hits.append(None)
+        if time.monotonic() > end:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise AssertionError("the signals have lengthened the wait")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, interval, interval)
+    try:
+        yield hits
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def in_thread(target: Callable[[], object]) -> Iterator[list[object]]:
+    """Run *target* meanwhile; afterwards the list holds what it returned or raised."""
+    result: list[object] = []
+
+    def run() -> None:
+        try:
+            result.append(target())
+        except BaseException as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield result
+    finally:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the other thread never ended"
+
+
+READS: dict[str, Callable[[UdStream], object]] = {
+    "readinto": lambda s: s.readinto(bytearray(10)),
+    "read": lambda s: s.read(10),
+    "readv": lambda s: s.readv([bytearray(5), bytearray(5)]),
+    "readall": lambda s: s.readall(),
+    "read_exact": lambda s: s.read_exact(10),
+    "readinto_exact": lambda s: s.readinto_exact(bytearray(10)),
+    "recv_ancillary": lambda s: s.recv_ancillary([bytearray(10)]),
+    "recv_fds": lambda s: s.recv_fds(10),
+    "buffered": lambda s: io.BufferedReader(s).read(10),
+}
+WRITES: dict[str, Callable[[UdStream], object]] = {
+    "write": lambda s: s.write(b"0123456789"),
+    "writev": lambda s: s.writev([b"01234", b"56789"]),
+    "write_all": lambda s: s.write_all(b"0123456789"),
+    "writev_all": lambda s: s.writev_all([b"01234", b"56789"]),
+    "sendfile": lambda s: s.sendfile(io.BytesIO(b"0123456789")),
+    "send_ancillary": lambda s: s.send_ancillary([b"0123456789"]),
+    "send_fds": lambda s: s.send_fds(b"0123456789", [0]),
+}
+CALLS = {**READS, **WRITES}
+
+
+def not_ready(name: str, pair: tuple[UdStream, UdStream]) -> tuple[Callable[[], object], UdStream, int]:
+    """The call, on a stream where it has to wait; its peer; and how many bytes lie before the peer."""
+    here, there = pair
+    filled = fill(here) if name in WRITES else 0
+    return (lambda: CALLS[name](here)), there, filled
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:unclosed")
+def test_times_out(pair: tuple[UdStream, UdStream], name: str) -> None:
+    """Past its timeout a call raises the builtin TimeoutError, ETIMEDOUT, not before and not much later."""
+    call, _, _ = not_ready(name, pair)
+    pair[0].timeout = SHORT
+    began = time.monotonic()
+    with pytest.raises(TimeoutError) as caught:
+        call()
+
+    assert SHORT <= time.monotonic() - began < 5
+    assert type(caught.value) is TimeoutError
+    assert caught.value.errno == errno.ETIMEDOUT
+    if name == "buffered":
+        pair[0].close()
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "buffered"])
+def test_signals_do_not_lengthen_it(pair: tuple[UdStream, UdStream], name: str) -> None:
+    """Under a storm of signals a call times out all the same, not before its time and not much later."""
+    call, _, _ = not_ready(name, pair)
+    pair[0].timeout = 2 * SHORT
+    with storm() as hits:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            call()
+        took = time.monotonic() - began
+
+    assert 2 * SHORT <= took < 5
+    assert len(hits) > 3
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("buffered", "sendfile")])
+def test_can_be_repeated(pair: tuple[UdStream, UdStream], name: str) -> None:
+    """A call that timed out can be repeated, often, and succeeds once it can."""
+    call, there, filled = not_ready(name, pair)
+    pair[0].timeout = 0.01
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            call()
+    pair[0].timeout = PATIENCE
+    if name in WRITES:
+        there.read_exact(filled)
+    else:
+        there.write_all(b"0123456789")
+        if name == "readall":
+            there.shutdown(Shutdown.WRITE)
+
+    result: Any = call()
+
+    if name in WRITES:
+        assert result == 10
+        assert there.read(100) == b"0123456789"
+    elif name == "recv_ancillary":
+        assert result.nbytes == 10
+    elif name == "recv_fds":
+        assert result[0] == b"0123456789"
+    else:
+        assert result in (10, b"0123456789")
+
+
+def test_readall_that_times_out_loses_nothing(pair: tuple[UdStream, UdStream]) -> None:
+    """TimeoutError of readall carries in .partial all that came, also megabytes; then it goes on."""
+    here, there = pair
+    here.timeout = 0.1
+    data = os.urandom(TOO_MUCH)
+    with in_thread(lambda: there.write_all(data)):
+        with pytest.raises(TimeoutError) as caught:
+            here.readall()
+    error: Any = caught.value
+    assert data == error.partial
+
+    with pytest.raises(TimeoutError) as caught:
+        here.read()
+    error = caught.value
+    assert error.partial == b""
+
+    there.write(b"rest")
+    there.close()
+    assert here.readall() == b"rest"
+
+
+def test_exact_reads_that_time_out_lose_nothing(pair: tuple[UdStream, UdStream]) -> None:
+    """TimeoutError of read_exact and readinto_exact carries .nbytes, and of read_exact .partial."""
+    here, there = pair
+    here.timeout = 0.02
+    there.write(b"abc")
+    with pytest.raises(TimeoutError) as caught:
+        here.read_exact(10)
+    error: Any = caught.value
+    assert (error.nbytes, error.partial) == (3, b"abc")
+
+    with pytest.raises(TimeoutError) as caught:
+        here.read_exact(10)
+    error = caught.value
+    assert (error.nbytes, error.partial) == (0, b"")
+
+    room = bytearray(4)
+    there.write(b"de")
+    with pytest.raises(TimeoutError) as caught:
+        here.readinto_exact(room)
+    error = caught.value
+    assert (error.nbytes, room) == (2, b"de\0\0")
+
+
+@contextmanager
+def dripping(stream: UdStream, data: bytes = b"x", pause: float = 0.01) -> Iterator[None]:
+    """Send a byte every now and then to whoever is at the other end."""
+    stop = threading.Event()
+
+    def drip() -> None:
+        while not stop.wait(pause):
+            stream.write(data)
+
+    with in_thread(drip):
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+@contextmanager
+def sipping(stream: UdStream, size: int = 4096, pause: float = 0.01) -> Iterator[None]:
+    """Read a little every now and then."""
+    stop = threading.Event()
+
+    def sip() -> None:
+        while not stop.wait(pause):
+            stream.read(size)
+
+    with in_thread(sip):
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+@pytest.mark.parametrize("collect", [False, True], ids=["plain", "collecting"])
+@pytest.mark.parametrize("name", ["readall", "read_exact", "readinto_exact"])
+def test_timeout_is_for_the_whole_read(pair: tuple[UdStream, UdStream], name: str, collect: bool) -> None:
+    """Of a read that takes several system calls the timeout is for them all, however bytes drip in."""
+    here, there = pair
+    here.timeout = 0.15
+    here.collect_ancillary = collect
+    call: Callable[[], object] = {
+        "readall": here.readall,
+        "read_exact": lambda: here.read_exact(150),
+        "readinto_exact": lambda: here.readinto_exact(bytearray(150)),
+    }[name]
+    with dripping(there):
+        began = time.monotonic()
+        with storm(), pytest.raises(TimeoutError) as caught:
+            # 150 bytes take 1.5 seconds at the least: were each call timed on its own, they would come.
+            call()
+            pytest.fail("it went on for as long as bytes came")
+        took = time.monotonic() - began
+    error: Any = caught.value
+
+    assert 0.15 <= took < 1.2
+    assert 0 < len(error.partial if name != "readinto_exact" else b"x" * error.nbytes) < 150
+
+
+@pytest.mark.parametrize("name", ["write_all", "writev_all", "sendfile"])
+def test_timeout_is_for_the_whole_write(pair: tuple[UdStream, UdStream], name: str) -> None:
+    """Of a write that takes several system calls the timeout is for them all, however slowly it goes on."""
+    here, there = pair
+    fill(here)
+    here.timeout = 0.15
+    data = bytes(TOO_MUCH * 4)
+    call: Callable[[], object] = {
+        "write_all": lambda: here.write_all(data),
+        "writev_all": lambda: here.writev_all([data[:1000], data[1000:]]),
+        "sendfile": lambda: here.sendfile(io.BytesIO(data)),
+    }[name]
+    with sipping(there, 30_000):
+        began = time.monotonic()
+        with storm(at_most=3), pytest.raises(TimeoutError) as caught:
+            call()
+        took = time.monotonic() - began
+    error: Any = caught.value
+
+    # At three megabytes a second all of it would take over a second.
+    assert 0.15 <= took < 1.2
+    assert 0 <= error.nbytes < len(data)
+
+
+def test_end_of_the_wait(pair: tuple[UdStream, UdStream]) -> None:
+    """A timed call that waits is woken by data, by room, by the end of file and by a broken pipe."""
+    here, there = pair
+    here.timeout = PATIENCE
+    with in_thread(lambda: here.read(10)) as result:
+        there.write(b"data")
+    assert result == [b"data"]
+    filled = fill(here)
+    with in_thread(lambda: here.write(b"x")) as result:
+        there.read_exact(filled)
+    assert result == [1]
+    there.read(1)
+    with in_thread(lambda: here.read(10)) as result:
+        there.shutdown(Shutdown.WRITE)
+    assert result == [b""]
+    fill(here)
+    with in_thread(lambda: here.write(b"x")) as result:
+        there.close()
+    assert isinstance(result[0], BrokenPipeError)
+
+
+def test_another_reader_was_quicker(pair: tuple[UdStream, UdStream]) -> None:
+    """Of two timed readers of one connection the one that gets nothing waits on, until its own time is up."""
+    here, there = pair
+    here.timeout = 0.3
+    with here.dup() as twin:
+        with in_thread(lambda: here.read(1)) as one, in_thread(lambda: twin.read(1)) as other:
+            there.write(b"x")
+
+    assert [b"x"] == [result for result in one + other if isinstance(result, bytes)]
+    assert [TimeoutError] == [type(result) for result in one + other if not isinstance(result, bytes)]
+
+
+# --- who notices ---
+
+
+def options(fd: int) -> tuple[bool, bytes, bytes]:
+    """What a timeout could have left on a connection: the mode, SO_RCVTIMEO and SO_SNDTIMEO."""
+    sock = socket.socket(fileno=os.dup(fd))
+    with sock:
+        return (
+            os.get_blocking(fd),
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16),
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16),
+        )
+
+
+UNTOUCHED = (True, bytes(16), bytes(16))
+
+
+def wait_until_asleep(thread_id: int) -> None:
+    """Wait until the kernel says that the thread is asleep, and not for Python's own lock."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE / 0.002)):
+        with open(f"/proc/self/task/{thread_id}/stat") as stat:
+            asleep = stat.read().rpartition(")")[2].split()[0] == "S"
+        with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
+            if asleep and "futex" not in wchan.read():
+                return
+        pause.wait(0.002)
+    raise AssertionError("the thread never slept")
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "buffered"])
+def test_no_duplicate_notices(pair: tuple[UdStream, UdStream], name: str) -> None:
+    """Before, during and after a timed wait a duplicate of the fd sees no O_NONBLOCK and no SO_*TIMEO."""
+    call, _, _ = not_ready(name, pair)
+    duplicate = os.dup(pair[0].fileno())
+    try:
+        pair[0].timeout = 0.1
+        assert options(duplicate) == UNTOUCHED
+        ids: list[int] = []
+
+        def target() -> object:
+            ids.append(threading.get_native_id())
+            return call()
+
+        with in_thread(target) as result:
+            while not ids:
+                pass
+            wait_until_asleep(ids[0])
+            seen = options(duplicate)
+        assert isinstance(result[0], TimeoutError)
+        assert seen == UNTOUCHED
+        assert options(duplicate) == UNTOUCHED
+    finally:
+        os.close(duplicate)
+
+
+def test_timeout_is_the_streams_own(pair: tuple[UdStream, UdStream]) -> None:
+    """A duplicate begins with the same timeout, and has its own from then on."""
+    here, _ = pair
+    here.timeout = 0.01
+    with here.dup() as twin:
+        assert twin.timeout == 0.01
+        twin.timeout = None
+        assert here.timeout == 0.01
+        here.timeout = 3
+        assert twin.timeout is None
+        with twin.dup() as third:
+            assert third.timeout is None
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("buffered", "sendfile", "recv_fds", "recv_ancillary")])
+def test_nonblocking_does_not_wait(pair: tuple[UdStream, UdStream], name: str) -> None:
+    """A nonblocking stream does not wait for its timeout: None, or BlockingIOError, at once."""
+    call, _, _ = not_ready(name, pair)
+    pair[0].timeout = 3600
+    pair[0].set_nonblocking(True)
+    if name in ("readinto", "read", "readv", "readall", "write", "writev"):
+        assert call() is None
+    else:
+        with pytest.raises(BlockingIOError):
+            call()
+
+
+# --- the property ---
+
+
+@pytest.mark.parametrize("seconds", [0.001, 1, 2.5, 1e-12, 1e9, 1e12, 1e300, 10**15, math.inf])
+def test_timeouts_that_can_be(pair: tuple[UdStream, UdStream], folder: Path, seconds: float) -> None:
+    """Any number of seconds above 0 will do, a tiny or a huge one too, also to connect with."""
+    here, there = pair
+    here.timeout = seconds
+    assert here.timeout == seconds
+    there.write(b"x")
+    assert here.read(1) == b"x"
+    if seconds > 1:
+        with in_thread(lambda: here.read(1)) as result:
+            there.write(b"y")
+        assert result == [b"y"]
+        with in_thread(lambda: here.read_exact(2)) as result:
+            there.write(b"yz")
+        assert result == [b"yz"]
+        with listening(folder / "s") as listener, UdStream.connect(folder / "s", timeout=seconds) as stream:
+            assert stream.timeout == seconds
+            assert options(stream.fileno()) == UNTOUCHED
+            listener.accept()[0].close()
+    else:
+        with pytest.raises(TimeoutError):
+            here.readinto_exact(bytearray(2) if seconds < 1 else bytearray(1))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [
+        (0, ValueError),
+        (0.0, ValueError),
+        (-0.0, ValueError),
+        (-1, ValueError),
+        (-1e-9, ValueError),
+        (-math.inf, ValueError),
+        (math.nan, ValueError),
+        (True, TypeError),
+        (False, TypeError),
+        ("1", TypeError),
+        (b"1", TypeError),
+        (decimal.Decimal(1), TypeError),
+        ([1], TypeError),
+        (1j, TypeError),
+    ],
+)
+def test_timeouts_that_cannot_be(
+    pair: tuple[UdStream, UdStream], folder: Path, seconds: Any, error: type[Exception]
+) -> None:
+    """0 and below and NaN are ValueErrors, what is no number TypeErrors; the old timeout stays."""
+    pair[0].timeout = 3
+    with pytest.raises(error, match="timeout"):
+        pair[0].timeout = seconds
+    assert pair[0].timeout == 3
+    # Nobody listens there: it is the timeout that is refused, before anything else happens.
+    with pytest.raises(error, match="timeout"):
+        UdStream.connect(folder / "missing", timeout=seconds)
+    with pytest.raises(error, match="timeout"):
+        udstream.open(folder / "missing", timeout=seconds)
+
+
+def test_none_is_for_ever(pair: tuple[UdStream, UdStream]) -> None:
+    """The timeout is None at first, can be set and unset, and a call without one waits."""
+    here, there = pair
+    assert here.timeout is None
+    here.timeout = 0.001
+    here.timeout = None
+    assert here.timeout is None
+    pause = threading.Event()
+    with in_thread(lambda: (pause.wait(0.05), there.write(b"x"))):
+        assert here.read(1) == b"x"
+
+
+# --- connecting ---
+
+
+@contextmanager
+def listening(path: Path, backlog: int = 8) -> Iterator[socket.socket]:
+    """A plain socket that listens."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(backlog)
+        listener.settimeout(PATIENCE)
+        yield listener
+
+
+@contextmanager
+def clogged(path: Path) -> Iterator[socket.socket]:
+    """A listener whose backlog is full."""
+    waiting: list[socket.socket] = []
+    with listening(path, 0) as listener:
+        try:
+            while True:
+                client = socket.socket(socket.AF_UNIX)
+                waiting.append(client)
+                client.setblocking(False)
+                try:
+                    client.connect(str(path))
+                except BlockingIOError:
+                    break
+            yield listener
+        finally:
+            for client in waiting:
+                client.close()
+
+
+def far(folder: Path) -> Path:
+    return folder / ("s" * 60)
+
+
+def where_it_is(folder: Path, kind: str) -> tuple[Path, Path]:
+    """The path to bind, and the path to connect to: for a long one, through a long way to the same folder."""
+    if kind == "short":
+        return folder / "s", folder / "s"
+    long = folder / ("d" * 150)
+    long.symlink_to(folder)
+    return folder / "s", long / "s"
+
+
+each_length = pytest.mark.parametrize("kind", ["short", "long"])
+
+
+@each_length
+@pytest.mark.parametrize("stormy", [False, True], ids=["calm", "storm"])
+def test_connect_times_out_on_a_full_backlog(folder: Path, kind: str, stormy: bool) -> None:
+    """Connect waits out a full backlog up to its timeout, under signals too: TimeoutError with the path."""
+    bound, path = where_it_is(folder, kind)
+    with clogged(bound):
+        began = time.monotonic()
+        if stormy:
+            with storm(), pytest.raises(TimeoutError) as caught:
+                UdStream.connect(path, timeout=2 * SHORT)
+        else:
+            with pytest.raises(TimeoutError) as caught:
+                UdStream.connect(path, timeout=2 * SHORT)
+        took = time.monotonic() - began
+
+    assert 2 * SHORT * 0.9 <= took < 5
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert str(path) == caught.value.filename
+
+
+def test_open_times_out_on_a_full_backlog(folder: Path) -> None:
+    """The timeout of open() is that of its connect."""
+    with clogged(folder / "s"), pytest.raises(TimeoutError) as caught:
+        udstream.open(folder / "s", "rw", timeout=0.02)
+
+    assert str(folder / "s") == caught.value.filename
+
+
+def really_connected(stream: UdStream, listener: socket.socket) -> bool:
+    """Whether the last in the listener's queue is the other end of *stream*."""
+    stream.write_all(b"is it me?")
+    while True:
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(PATIENCE)
+            if accepted.recv(9) == b"is it me?":
+                accepted.sendall(b"yes")
+                return stream.read_exact(3) == b"yes"
+
+
+@each_length
+@pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["untimed", "timed"])
+@pytest.mark.parametrize("stormy", [False, True], ids=["calm", "storm"])
+def test_connect_succeeds_when_room_is_made(
+    folder: Path, kind: str, timeout: float | None, stormy: bool
+) -> None:
+    """Connect on a full backlog really connects once there is room, whatever signals came in between."""
+    bound, path = where_it_is(folder, kind)
+    with clogged(bound) as listener, storm(0.002 if stormy else 1000, at_most=PATIENCE) as hits:
+        main = threading.main_thread().native_id
+        assert main is not None
+        waited = threading.Event()
+
+        def make_room() -> None:
+            wait_until_asleep(main)
+            began = time.monotonic()
+            while len(hits) < 20 and stormy and time.monotonic() - began < PATIENCE:
+                waited.wait(0.002)
+            listener.accept()[0].close()
+
+        with in_thread(make_room):
+            stream = UdStream.connect(path, timeout=timeout)
+        with stream:
+            assert options(stream.fileno()) == UNTOUCHED
+            assert timeout == stream.timeout
+            assert really_connected(stream, listener)
+    assert not stormy or len(hits) >= 20
+
+
+def test_connect_that_a_handler_ends(folder: Path) -> None:
+    """An exception of a signal handler ends a waiting connect, and leaves nothing open."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise InterruptedError("by the handler")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with clogged(folder / "s"):
+            for timeout in (None, PATIENCE):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                with pytest.raises(InterruptedError, match="by the handler"):
+                    UdStream.connect(folder / "s", timeout=timeout)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_listener_that_goes_away_ends_a_waiting_connect(folder: Path) -> None:
+    """A connect that waits for room fails when the listener closes instead: ConnectionRefusedError."""
+    for timeout in (None, PATIENCE):
+        path = folder / f"s{timeout}"
+        main = threading.main_thread().native_id
+        assert main is not None
+        with clogged(path) as listener:
+
+            def leave(listener: socket.socket = listener) -> None:
+                wait_until_asleep(main)
+                listener.close()
+
+            with in_thread(leave), pytest.raises(ConnectionRefusedError) as caught:
+                UdStream.connect(path, timeout=timeout)
+        assert str(path) == caught.value.filename
+
+
+def test_connect_in_many_threads(folder: Path) -> None:
+    """Many that wait for a full backlog at once are all connected in the end, each to a server of its own."""
+    with clogged(folder / "s") as listener:
+        results: list[bytes] = []
+
+        def client(number: int) -> None:
+            with UdStream.connect(folder / "s", timeout=PATIENCE) as stream:
+                stream.write_all(b"%04d" % number)
+                results.append(stream.read_exact(4))
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(20)]
+        for thread in threads:
+            thread.start()
+        served = 0
+        while served < 20:
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(PATIENCE)
+                data = accepted.recv(4)
+                if data:
+                    accepted.sendall(data)
+                    served += 1
+                    # It is not to be closed while it holds something unread.
+                    assert accepted.recv(1) == b""
+        for thread in threads:
+            thread.join(PATIENCE)
+
+    assert [b"%04d" % number for number in range(20)] == sorted(results)
+
+
+def test_connect_timeout_stays_the_streams(folder: Path) -> None:
+    """The timeout given to connect is the stream's from then on; the socket keeps no trace of it."""
+    with listening(folder / "s") as listener:
+        with UdStream.connect(folder / "s", timeout=SHORT) as stream:
+            accepted, _ = listener.accept()
+            with accepted:
+                assert stream.timeout == SHORT
+                assert options(stream.fileno()) == UNTOUCHED
+                with pytest.raises(TimeoutError):
+                    stream.read(1)
+
+
+def test_default_timeout_does_not_hurry_a_connect(folder: Path) -> None:
+    """socket.setdefaulttimeout() is not the timeout of a connect, not even 0."""
+    for default in (0.0, 0.01):
+        path = folder / f"s{default}"
+        with clogged(path) as listener:
+            pause = threading.Event()
+            with in_thread(lambda listener=listener: (pause.wait(0.1), listener.accept()[0].close())):
+                try:
+                    socket.setdefaulttimeout(default)
+                    stream = UdStream.connect(path)
+                finally:
+                    socket.setdefaulttimeout(None)
+            with stream:
+                assert options(stream.fileno()) == UNTOUCHED
+                assert really_connected(stream, listener)
+
+
+def test_timeout_while_another_thread_closes(pair: tuple[UdStream, UdStream]) -> None:
+    """A timed call whose stream another thread closes ends by itself, at its time, and touches no other fd."""
+    here, there = pair
+    here.timeout = 0.2
+    ids: list[int] = []
+
+    def target() -> object:
+        ids.append(threading.get_native_id())
+        return here.read(10)
+
+    fd = here.fileno()
+    with in_thread(target) as result:
+        while not ids:
+            pass
+        wait_until_asleep(ids[0])
+        here.close()
+        # Whoever gets the number next is not read from.
+        one, other = socket.socketpair()
+        with one, other:
+            assert one.fileno() == fd
+            other.sendall(b"not yours")
+            while not result:
+                threading.Event().wait(0.01)
+            assert one.recv(20) == b"not yours"
+
+    assert isinstance(result[0], (TimeoutError, OSError, ValueError))
+
+
+def test_option_really_looks(folder: Path) -> None:
+    """The check that nobody notices would notice: a plain timeout, and options that are set."""
+    one, other = socket.socketpair()
+    with one, other:
+        one.settimeout(1)
+        assert not options(one.fileno())[0]
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 1, 0))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 1, 0))
+        assert all(a != b for a, b in itertools.islice(zip(options(other.fileno()), UNTOUCHED), 1, None))
