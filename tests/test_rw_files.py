@@ -40,7 +40,7 @@ def no_endless_wait() -> Iterator[None]:
 
 @contextmanager
 def conversation(
-    mode: str, buffering: int = -1, timeout: float | None = None, **text: Any
+    mode: str, buffering: Any = -1, timeout: Any = None, **text: Any
 ) -> Iterator[tuple[Any, socket.socket]]:
     """A file over a stream, and the other end as a plain socket that never waits for ever."""
     ours, theirs = socket.socketpair()
@@ -127,7 +127,9 @@ READS: dict[str, Callable[[Any], Any]] = {
 BINARY_READS: dict[str, Callable[[Any], Any]] = {
     "read1": lambda file: file.read1(5),
     "peek": lambda file: file.peek(5)[:5] and file.read(5),
-    "readinto": lambda file: bytes(memoryview(bytearray(5))[: file.readinto(store := bytearray(5))]) and bytes(store),
+    "readinto": lambda file: (
+        bytes(memoryview(bytearray(5))[: file.readinto(store := bytearray(5))]) and bytes(store)
+    ),
     "readinto1": lambda file: file.readinto1(store := bytearray(5)) and bytes(store),
 }
 
@@ -164,7 +166,9 @@ def test_request_and_reply_need_no_flush(mode: str, how: str, timeout: float | N
 @pytest.mark.parametrize(("mode", "how"), EVERY_READ)
 @pytest.mark.parametrize("timeout", [None, 9.0])
 @pytest.mark.parametrize("buffering", [-1, 64])
-def test_reading_what_is_at_hand_sends_first(mode: str, how: str, timeout: float | None, buffering: int) -> None:
+def test_reading_what_is_at_hand_sends_first(
+    mode: str, how: str, timeout: float | None, buffering: int
+) -> None:
     """Reading sends what was written even when the reply to an earlier request is already in the buffer."""
     with conversation(mode, buffering, timeout) as (file, theirs):
         theirs.sendall(b"line\n" * 10)
@@ -220,7 +224,9 @@ def test_reading_to_the_end_sends_first(mode: str) -> None:
             file.write(data_for(mode, "bye\n"))
             with threads(server):
                 result = getattr(file, method)()
-        assert data_for(mode, "").join(result if isinstance(result, list) else [result]) == data_for(mode, "one\ntwo\n")
+        assert data_for(mode, "").join(result if isinstance(result, list) else [result]) == data_for(
+            mode, "one\ntwo\n"
+        )
 
 
 def test_text_and_its_buffer_share_what_was_written() -> None:
@@ -281,8 +287,8 @@ class Model:
     """What a file over a connection must do, as the simplest thing that does it: two strings."""
 
     def __init__(self, binary: bool) -> None:
-        self.coming = b"" if binary else ""
-        self.going = b"" if binary else ""
+        self.coming: Any = b"" if binary else ""
+        self.going: Any = b"" if binary else ""
 
     def take(self, count: int) -> Any:
         """The next *count* items of what comes."""
@@ -314,11 +320,11 @@ def any_order(rng: random.Random, mode: str, file: Any, theirs: socket.socket, e
             sent_whole += backlog[:cut]
             backlog = backlog[cut:]
             if "b" in mode:
-                model.coming += bytes(sent_whole[decoded_upto:])  # type: ignore[operator]
+                model.coming += bytes(sent_whole[decoded_upto:])
                 decoded_upto = len(sent_whole)
             else:
                 whole = bytes(sent_whole).decode(encoding, "ignore")
-                model.coming += whole[decoded_upto:]  # type: ignore[operator]
+                model.coming += whole[decoded_upto:]
                 decoded_upto = len(whole)
         elif action < 6:
             text = "".join(rng.choices(["\n", "abc", "é", "z" * 30], k=rng.randrange(1, 5)))
@@ -351,7 +357,7 @@ def any_order(rng: random.Random, mode: str, file: Any, theirs: socket.socket, e
     theirs.shutdown(socket.SHUT_WR)
     rest = bytes(sent_whole) + backlog
     rest_text = rest[decoded_upto:] if "b" in mode else rest.decode(encoding)[decoded_upto:]
-    assert file.read() == model.coming + rest_text  # type: ignore[operator]
+    assert file.read() == model.coming + rest_text
     file.close()
     arrived += everything(theirs)
     assert (bytes(arrived) if "b" in mode else arrived.decode(encoding)) == model.going
@@ -366,7 +372,10 @@ def test_any_order_of_reads_and_writes_loses_nothing(mode: str, timeout: float |
         encoding = "latin-1" if encoding == "utf-16-le" else "ascii"
     for seed in range(60):
         rng = random.Random(seed)
-        with conversation(mode, rng.choice([-1, 2, 16]), timeout, **text_for(mode, encoding)) as (file, theirs):
+        with conversation(mode, rng.choice([-1, 2, 16]), timeout, **text_for(mode, encoding)) as (
+            file,
+            theirs,
+        ):
             try:
                 any_order(rng, mode, file, theirs, "utf-8" if "b" in mode else encoding)
             except BaseException as error:
@@ -547,7 +556,7 @@ def iterated(file: Any) -> Any:
     lines: list[Any] = []
     try:
         for line in file:
-            lines.append(line)  # noqa: PERF402
+            lines.append(line)
     except BrokenPipeError as error:
         error.lines = lines  # type: ignore[attr-defined]
         raise
@@ -579,7 +588,9 @@ BINARY_TO_THE_END = {"read1": lambda file: file.read1(100), "readinto": readinto
     ("mode", "how"),
     [*((mode, how) for mode in MODES for how in TO_THE_END), *(("rwb", how) for how in BINARY_TO_THE_END)],
 )
-def test_broken_pipe_does_not_hide_what_can_be_read(mode: str, how: str, timeout: float | None, last: str) -> None:
+def test_broken_pipe_does_not_hide_what_can_be_read(
+    mode: str, how: str, timeout: float | None, last: str
+) -> None:
     """A peer that answered and went away: all of its answer can be read, whatever was written meanwhile.
 
     That it never got what was written is an error in the end: of a read past the answer, or of `close`.
@@ -762,7 +773,8 @@ def test_stdlib_pair_would_hang_here() -> None:
     """What the standard library's own rw file does not do: it keeps the request while it waits for the reply."""
     ours, theirs = UdStream.pair()
     ours.timeout = 0.05
-    with theirs, io.BufferedRWPair(ours, ours) as pair:
+    raw: Any = ours
+    with theirs, io.BufferedRWPair(raw, raw) as pair:
         pair.write(b"request\n")
         with pytest.raises(TimeoutError):
             pair.readline()

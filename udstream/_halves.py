@@ -48,11 +48,13 @@ if TYPE_CHECKING:
         def write_all(self, data: Buffer) -> int: ...
         def _send_now(self, data: Buffer) -> int: ...
         def _wait(self, events: int, deadline: float | None) -> int: ...
+        def _deadline(self) -> float | None: ...
 
     class Flushable(Protocol):
         def flush(self) -> object: ...
 
 
+_FLAGS = (MSG_NOSIGNAL,)
 # How much a text file reads at once, and how long a line grows that is held back for want of its end.
 _TEXT_CHUNK = 1 << 15
 _LONGEST_HELD = 1 << 16
@@ -70,15 +72,15 @@ def tie(source: Source | None, sink: Sink | None) -> None:
 class Sink:
     """The sending half of a file: what was written and is not yet sent."""
 
-    __slots__ = ("_append", "_chunks", "_limit", "_lock", "_room", "closed", "error", "raw", "source")
+    __slots__ = ("_append", "_chunks", "_limit", "_lock", "_room", "closed", "raw", "source")
+    # Whether what is written is taken even if an exception says that it cannot be sent.
+    _takes_all = False
 
     def __init__(self, raw: Raw, limit: int) -> None:
         self.raw = raw
         self.closed = False
         # The source of the same file, if it has one; it lets us go first.
         self.source: Source | None = None
-        # Why the last attempt to send on behalf of a reader failed.
-        self.error: OSError | None = None
         # Always the same list, so that a chunk that another thread appends cannot get lost.
         self._chunks: list[bytes] = []
         self._append = self._chunks.append
@@ -194,10 +196,11 @@ class Sink:
                     chunks[0] = data[sent:]
                     return True
                 del chunks[0]
-        except OSError as error:
-            # What can still be read must not be lost to this; the source raises it at the end of file.
-            self.error = error
-        self._room = -1
+        except OSError:
+            # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
+            pass
+        else:
+            self._room = -1
         return False
 
     def _try_to_drain(self) -> None:
@@ -208,12 +211,18 @@ class Sink:
 
     def _send_or_keep(self, data: Any) -> int:
         count = len(data)
+        # Filled in C, so that no signal handler can raise between the sending and the counting.
+        sent: list[int] = []
         try:
-            sent = self.raw._sock.send(data, MSG_NOSIGNAL)
+            sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
         except (TimeoutError, BlockingIOError):
-            sent = 0
-        if sent < count:
-            self._append(bytes(data[sent:]))
+            pass
+        except BaseException:
+            if sent or self._takes_all:
+                self._append(bytes(data[sum(sent) :]))
+            raise
+        if sum(sent) < count:
+            self._append(bytes(data[sum(sent) :]))
             self._try_to_drain()
         return count
 
@@ -226,6 +235,7 @@ class TextSink(Sink):
     """
 
     __slots__ = ("_for_reader", "writer")
+    _takes_all = True
 
     def __init__(self, raw: Raw, limit: int) -> None:
         super().__init__(raw, limit)
@@ -379,7 +389,7 @@ class Source:
             raise
         except BlockingIOError:
             return None
-        return count or self._at_end_of_file()
+        return count
 
     def read1(self, size: int = -1) -> bytes:
         """As a buffered file's, for `io.TextIOWrapper`, which takes however much it is given."""
@@ -444,8 +454,8 @@ class Source:
         sink = self.sink
         deadline: float | None = None
         while sink is not None and sink.send_for_reader():
-            if deadline is None and isinstance(sock, TimedSocket):
-                deadline = sock.deadline()
+            if deadline is None:
+                deadline = sock.deadline() if isinstance(sock, TimedSocket) else self.raw._deadline()
             try:
                 events = self.raw._wait(POLLIN | POLLOUT, deadline)
             except BlockingIOError:
@@ -453,19 +463,10 @@ class Source:
             if events & ~POLLOUT:
                 return
 
-    def _at_end_of_file(self) -> int:
-        # Nothing more to read, and what was written for it could not be sent: that is the news.
-        if self.sink is not None and self.sink.error is not None:
-            error, self.sink.error = self.sink.error, None
-            raise error
-        return 0
-
     def _receive(self, sock: Any, size: int) -> bytes:
         if self.sink is not None:
             self._let_sink_send(sock)
         data: bytes = sock.recv(size)
-        if not data:
-            self._at_end_of_file()
         return data
 
     def _handed_on(self, data: bytes) -> bytes:
@@ -485,7 +486,7 @@ class Source:
                 self._refuse_if_midline()
                 raise
             if not count:
-                return self._at_end_of_file()
+                return 0
             start = max(0, count - _NEAR_THE_END)
             near = bytes(buffer[start:count])
             if cut := near.rfind(b"\n") + 1:

@@ -14,6 +14,7 @@ import os
 from _socket import MSG_DONTWAIT
 from time import monotonic
 
+from ._csocket import CSocket
 from ._waiting import POLLIN, POLLOUT, wait
 
 TYPE_CHECKING = False
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from typing_extensions import Buffer
-
-    from ._csocket import CSocket
 
     T = TypeVar("T")
     Cmsgs = Iterable[tuple[int, int, Buffer]]
@@ -41,6 +40,10 @@ class TimedSocket:
     def deadline(self) -> float:
         """When the call that has to wait now must have ended."""
         return monotonic() + self.timeout
+
+    def for_one_call(self) -> TimedSocket:
+        """The same, for several calls that may take *timeout* seconds together."""
+        return _DeadlineSocket(self)
 
     def recv_into(self, buffer: Buffer) -> int:
         try:
@@ -102,4 +105,4 @@ class _DeadlineSocket(TimedSocket):
 
 def for_one_call(sock: Any) -> Any:
     """What a method that takes several system calls uses instead of *sock*: one deadline for them all."""
-    return _DeadlineSocket(sock) if isinstance(sock, TimedSocket) else sock
+    return sock if sock.__class__ is CSocket else sock.for_one_call()

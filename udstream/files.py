@@ -95,6 +95,7 @@ def make(
         encoding = errors = newline = None
     mode.check(buffering, encoding, errors, newline)
     if mode.binary and buffering == 0:
+        stream.fileno()
         return stream
     if mode.binary and buffering == 1:
         warn(
@@ -104,18 +105,14 @@ def make(
         )
     size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
     nonblocking = stream.is_nonblocking()
-    file: BinaryFile | TextFile
     if mode.binary:
         careful = nonblocking or stream.timeout is not None
         source = Source(stream, careful) if mode.reading else None
         sink = Sink(stream, size) if mode.writing else None
-        file = BinaryFile(stream, mode.given, size, source, sink)
-    elif nonblocking:
+        return BinaryFile(stream, mode.given, size, source, sink)
+    if nonblocking:
         raise ValueError("a nonblocking stream can't be wrapped in text: make it blocking first")
-    else:
-        file = TextFile(stream, mode, size, buffering == 1, encoding, errors, newline)
-    stream._files += (ref(file),)
-    return file
+    return TextFile(stream, mode, size, buffering == 1, encoding, errors, newline)
 
 
 _KNOWN: dict[str, Mode] = {}
@@ -219,12 +216,28 @@ def _gather_lines(readline: Callable[[], Any], hint: int | None, lines: list[Any
     while line := readline():
         lines.append(line)
         size += len(line)
-        if hint is not None and 0 < hint <= size:
+        if hint is not None and 0 < hint < size:
             return
 
 
 def _no_reading(*args: object) -> Any:
     raise io.UnsupportedOperation("not readable")
+
+
+def _closed(*args: object) -> Any:
+    raise ValueError("I/O operation on closed file")
+
+
+class _Closed:
+    """What a closed file has in its reader's place."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        _closed()
+
+
+_CLOSED: Any = _Closed()
 
 
 def _no_writing(*args: object) -> Any:
@@ -283,6 +296,7 @@ class _File:
     def _opened(self, stream: UdStream) -> None:
         """The last step of making one: from here on it closes the stream when it is dropped."""
         _OPEN[id(self)] = (stream, self._sink, self._writer)
+        stream._files += (ref(self),)
         self._stream = stream  # type: ignore[misc]
 
     def _check_open(self) -> None:
@@ -385,6 +399,13 @@ class BinaryFile(_File, _BinaryBase):
             self.write = sink.put  # type: ignore[method-assign]
         tie(source, sink)
         self._opened(stream)
+
+    def _stream_closed(self) -> None:
+        super()._stream_closed()
+        # The C reader would go on handing out what it has.
+        if self._reader is not None:
+            self._reader = _CLOSED
+            self.read = self.readinto = self.readline = _closed  # type: ignore[method-assign]
 
     @property
     def raw(self) -> UdStream:

@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import struct
+from _operator import index
 from _warnings import warn
 from time import monotonic
 
@@ -75,7 +76,9 @@ else:
 
 
 _NOSIGNAL = _platform.MSG_NOSIGNAL
+_FLAGS = (_NOSIGNAL,)
 _CHUNK = 1 << 16
+_CHUNKS = (_CHUNK,)
 # The most that one read() makes room for: more than a Unix socket's buffers hold.
 _MOST_AT_ONCE = 1 << 24
 
@@ -96,12 +99,16 @@ _new: Any = io.RawIOBase.__new__
 class _CollectingSocket:
     """A socket whose reads keep the ancillary data that came with the bytes."""
 
-    __slots__ = ("collected", "offset", "sock")
+    __slots__ = ("_collected", "_offset", "sock")
 
-    def __init__(self, sock: Any, collected: deque[tuple[int, Received]]) -> None:
+    def __init__(self, sock: Any, collected: deque[tuple[int, Received]], offset: list[int]) -> None:
         self.sock = sock
-        self.collected = collected
-        self.offset = 0
+        self._collected = collected
+        # In a list, which those for one call share.
+        self._offset = offset
+
+    def for_one_call(self) -> _CollectingSocket:
+        return _CollectingSocket(for_one_call(self.sock), self._collected, self._offset)
 
     def recv_into(self, buffer: Buffer) -> int:
         return self._keep((buffer,))
@@ -116,7 +123,7 @@ class _CollectingSocket:
             return self._keep(buffers), [], 0, None
         # Asked for with its ancillary data: that goes to the caller, and only the bytes are counted here.
         result = self.sock.recvmsg_into(buffers, ancbufsize, flags)
-        self.offset += result[0]
+        self._offset[0] += result[0]
         return result
 
     def send(self, data: Buffer, flags: int) -> int:
@@ -128,8 +135,8 @@ class _CollectingSocket:
     def _keep(self, buffers: Sequence[Buffer]) -> int:
         nbytes, received = ancillary._receive_quietly(self.sock, buffers)
         if received is not None:
-            self.collected.append((self.offset, received))
-        self.offset += nbytes
+            self._collected.append((self._offset[0], received))
+        self._offset[0] += nbytes
         return nbytes
 
 
@@ -357,6 +364,10 @@ class UdStream(io.RawIOBase):
         self.fileno()
         return False
 
+    def flush(self) -> None:
+        """Do nothing: nothing is held back here."""
+        self.fileno()
+
     @property
     def local_path(self) -> UdSocketPath:
         """The address of this end; of most clients, unnamed. System call: ``getsockname``."""
@@ -465,7 +476,8 @@ class UdStream(io.RawIOBase):
         Fewer than asked for is no sign of anything; ``b""`` means end of file; None, that a nonblocking
         stream has nothing yet. `TimeoutError` past the `timeout`. System call: ``recv``.
         """
-        if size is None or size < 0:
+        size = -1 if size is None else index(size)
+        if size < 0:
             return self.readall()
         try:
             return self._sock.recv(min(size, _MOST_AT_ONCE))  # type: ignore[no-any-return]
@@ -493,6 +505,12 @@ class UdStream(io.RawIOBase):
         count, not an error. System call: ``recvmsg``.
         """
         buffers = _sequence(buffers)
+        if not buffers or not len(buffers[0]):  # type: ignore[arg-type]
+            # The kernel would wait for a first byte even with no room for it.
+            buffers = _first_that_fit(buffers)
+            if not buffers:
+                self.fileno()
+                return 0
         try:
             return self._sock.recvmsg_into(buffers)[0]  # type: ignore[no-any-return]
         except BlockingIOError:
@@ -528,11 +546,14 @@ class UdStream(io.RawIOBase):
         A nonblocking stream returns what there is, or None if that is nothing. An exception on the way (a
         `TimeoutError`, say) carries what had come as its ``.partial``. System calls: ``recv``, repeated.
         """
-        sock = for_one_call(self._sock)
+        receive = for_one_call(self._sock).recv
         chunks: list[bytes] = []
         try:
-            while chunk := sock.recv(_CHUNK):
-                chunks.append(chunk)
+            while True:
+                # By extend, so that no signal handler can raise between the receiving and the keeping.
+                chunks.extend(map(receive, _CHUNKS))
+                if not chunks[-1]:
+                    break
         except BlockingIOError:
             return b"".join(chunks) if chunks else None
         except BaseException as error:
@@ -565,17 +586,20 @@ class UdStream(io.RawIOBase):
         `EOFError` when the other end stops before. That, and any other exception on the way, carries
         how many bytes had come as ``.nbytes``; they are in the buffer. System calls: ``recv``, repeated.
         """
-        sock = for_one_call(self._sock)
+        receive = for_one_call(self._sock).recv_into
+        counts: list[int] = []
         done = 0
         with memoryview(buffer) as whole, whole.cast("B") as view:
             try:
                 while done < len(view):
-                    count: int = sock.recv_into(view[done:])
-                    if not count:
+                    with view[done:] as rest:
+                        # By extend, so that no signal handler can raise between the receiving and the counting.
+                        counts.extend(map(receive, (rest,)))
+                    if not counts[-1]:
                         raise EOFError(f"end of file after {done} of {len(view)} bytes")
-                    done += count
+                    done += counts[-1]
             except BaseException as error:
-                _annotate(error, nbytes=done)
+                _annotate(error, nbytes=sum(counts))
                 raise
         return done
 
@@ -586,14 +610,17 @@ class UdStream(io.RawIOBase):
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``send``
         (``MSG_NOSIGNAL``), repeated.
         """
-        sock = for_one_call(self._sock)
+        send = for_one_call(self._sock).send
+        counts: list[int] = []
         done = 0
         with memoryview(data) as whole, whole.cast("B") as view:
             try:
                 while done < len(view):
-                    done += sock.send(view[done:], _NOSIGNAL)
+                    with view[done:] as rest:
+                        counts.extend(map(send, (rest,), _FLAGS))
+                    done += counts[-1]
             except BaseException as error:
-                _annotate(error, nbytes=done)
+                _annotate(error, nbytes=sum(counts))
                 raise
         return done
 
@@ -604,23 +631,24 @@ class UdStream(io.RawIOBase):
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``sendmsg``
         (``MSG_NOSIGNAL``), repeated.
         """
-        sock = for_one_call(self._sock)
+        send = for_one_call(self._sock).sendmsg
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         views = [view for view in views if len(view)]
-        first = done = 0
+        counts: list[int] = []
+        first = 0
         try:
             while first < len(views):
-                count: int = sock.sendmsg(views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
-                done += count
+                counts.extend(map(send, (views[first : first + _platform.IOV_MAX],), ((),), _FLAGS))
+                count = counts[-1]
                 while first < len(views) and count >= len(views[first]):
                     count -= len(views[first])
                     first += 1
                 if count:
                     views[first] = views[first][count:]
         except BaseException as error:
-            _annotate(error, nbytes=done)
+            _annotate(error, nbytes=sum(counts))
             raise
-        return done
+        return sum(counts)
 
     def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
         """
@@ -637,19 +665,25 @@ class UdStream(io.RawIOBase):
             raise TypeError(f"count must be a positive int or None, not {count!r}")
         if count is not None and count <= 0:
             raise ValueError(f"count must be a positive int or None, not {count!r}")
+        if offset < 0:
+            raise ValueError(f"offset must be 0 or above, not {offset!r}")
         if self.is_nonblocking():
             raise ValueError("sendfile needs a blocking stream")
+        seekable = hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable())
         sent = [0]
         try:
             if self.timeout is None and _is_plain_file(file):
                 self._send_from_kernel(file.fileno(), offset, count, sent)
             else:
-                self._send_by_reading(file, offset, count, sent)
+                # What has no position to go to is sent from where it is.
+                if seekable or offset:
+                    file.seek(offset)
+                self._send_by_reading(file, count, sent)
         except BaseException as error:
             _annotate(error, nbytes=sent[0])
             raise
         finally:
-            if sent[0] and hasattr(file, "seek"):
+            if sent[0] and seekable:
                 file.seek(offset + sent[0])
         return sent[0]
 
@@ -662,10 +696,8 @@ class UdStream(io.RawIOBase):
                     return
                 sent[0] += done
 
-    def _send_by_reading(self, file: BinaryIO, offset: int, count: int | None, sent: list[int]) -> None:
+    def _send_by_reading(self, file: BinaryIO, count: int | None, sent: list[int]) -> None:
         sock = for_one_call(self._sock)
-        if offset:
-            file.seek(offset)
         while count is None or sent[0] < count:
             chunk = file.read(_CHUNK if count is None else min(count - sent[0], _CHUNK))
             if not chunk:
@@ -673,7 +705,8 @@ class UdStream(io.RawIOBase):
             with memoryview(chunk) as view:
                 done = 0
                 while done < len(view):
-                    step: int = sock.send(view[done:], _NOSIGNAL)
+                    with view[done:] as rest:
+                        step: int = sock.send(rest, _NOSIGNAL)
                     done += step
                     sent[0] += step
 
@@ -786,7 +819,7 @@ class UdStream(io.RawIOBase):
     def collect_ancillary(self, flag: bool) -> None:
         if bool(flag) == self.collect_ancillary:
             return
-        self._sock = _CollectingSocket(self._sock, self.collected) if flag else self._sock.sock
+        self._sock = _CollectingSocket(self._sock, self.collected, [0]) if flag else self._sock.sock
 
     @property
     def collected(self) -> deque[tuple[int, Received]]:
