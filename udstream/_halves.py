@@ -67,12 +67,24 @@ def tie(source: Source | None, sink: Sink | None) -> None:
     if source is not None and sink is not None:
         source.sink = sink
         sink.source = source
+        sink.all_sent()
 
 
 class Sink:
     """The sending half of a file: what was written and is not yet sent."""
 
-    __slots__ = ("_append", "_chunks", "_limit", "_lock", "_room", "closed", "raw", "source")
+    __slots__ = (
+        "_append",
+        "_chunks",
+        "_limit",
+        "_lock",
+        "_room",
+        "_skip",
+        "closed",
+        "raw",
+        "source",
+        "unsent",
+    )
     # Whether what is written is taken even if an exception says that it cannot be sent.
     _takes_all = False
 
@@ -81,12 +93,16 @@ class Sink:
         self.closed = False
         # The source of the same file, if it has one; it lets us go first.
         self.source: Source | None = None
+        # Whether there may be something that a reader should send first.
+        self.unsent = False
         # Always the same list, so that a chunk that another thread appends cannot get lost.
         self._chunks: list[bytes] = []
         self._append = self._chunks.append
         self._limit = limit
         # The bytes that still fit; below 0 while there are none, so that the first is noticed.
         self._room = -1
+        # How much of what the layer above will hand over again was sent before an exception.
+        self._skip = 0
         self._lock = RLock()
 
     # --- what the C layers ask ---
@@ -111,6 +127,9 @@ class Sink:
         with self._lock:
             if self._chunks:
                 self.drain()
+            if self._skip:
+                skip, self._skip = self._skip, 0
+                return skip + self._send_or_keep(data[skip:])
             return self._send_or_keep(data)
 
     # --- what files ask ---
@@ -121,11 +140,11 @@ class Sink:
             data = _bytes_of(data)
         count = len(data)
         room = self._room - count
-        if room <= 0:
-            return self._put_with_care(data)
-        self._append(data)
-        self._room = room
-        return count
+        if room > 0:
+            self._append(data)
+            self._room = room
+            return count
+        return self._put_with_care(data)
 
     def drain(self) -> None:
         """Send all that was taken; what an exception on the way leaves is kept, to go on with."""
@@ -133,13 +152,18 @@ class Sink:
         with self._lock:
             while chunks:
                 data = self._gathered()
+                # Filled in C, so that no signal handler can raise between the sending and the counting.
+                sent: list[int] = []
                 try:
-                    self.raw.write_all(data)
+                    sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
+                    if sent[0] < len(data):
+                        with memoryview(data)[sent[0] :] as rest:
+                            sent.append(self.raw.write_all(rest))
                 except BaseException as error:
-                    chunks[0] = data[getattr(error, "nbytes", 0) :]
+                    chunks[0] = data[sum(sent) + getattr(error, "nbytes", 0) :]
                     raise
                 del chunks[0]
-            self._room = -1
+            self.all_sent()
 
     def send_for_reader(self) -> bool:
         """
@@ -147,7 +171,7 @@ class Sink:
 
         If another thread is sending at the moment, there is nothing to do: it sends all there is.
         """
-        if not self._chunks or not self._lock.acquire(False):
+        if not self._lock.acquire(False):
             return False
         try:
             return self._send_now()
@@ -157,6 +181,7 @@ class Sink:
     def shut(self) -> None:
         """Take nothing more; what is left is dropped."""
         self.closed = True
+        self.unsent = False
         self.source = None
         self._room = -1
 
@@ -170,13 +195,26 @@ class Sink:
             self.drain()
         if not self._chunks:
             self._room = self._limit
-            if self.source is not None:
-                self.source.let_sink_go_first()
+            self._something_to_send()
         self._append(data)
         self._room -= count
         if self._room <= 0:
             self._try_to_drain()
         return count
+
+    def _something_to_send(self) -> None:
+        self.unsent = True
+        source = self.source
+        if source is not None and source.__class__ is Source:
+            source.__class__ = _SourceAfterWrite
+
+    def all_sent(self) -> None:
+        """Note that nothing is left, so that the next write is noticed."""
+        self._room = -1
+        self.unsent = False
+        source = self.source
+        if source is not None:
+            source.__class__ = Source
 
     def _gathered(self) -> bytes:
         """All chunks as one, which also takes their place."""
@@ -198,9 +236,8 @@ class Sink:
                 del chunks[0]
         except OSError:
             # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
-            pass
-        else:
-            self._room = -1
+            return False
+        self.all_sent()
         return False
 
     def _try_to_drain(self) -> None:
@@ -211,20 +248,27 @@ class Sink:
 
     def _send_or_keep(self, data: Any) -> int:
         count = len(data)
-        # Filled in C, so that no signal handler can raise between the sending and the counting.
         sent: list[int] = []
         try:
             sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
         except (TimeoutError, BlockingIOError):
             pass
         except BaseException:
-            if sent or self._takes_all:
-                self._append(bytes(data[sum(sent) :]))
+            self._keep_in_spite_of_exception(data, sum(sent))
             raise
-        if sum(sent) < count:
+        if not sent or sent[0] < count:
             self._append(bytes(data[sum(sent) :]))
             self._try_to_drain()
         return count
+
+    def _keep_in_spite_of_exception(self, data: Any, sent: int) -> None:
+        if self._takes_all:
+            self._append(bytes(data[sent:]))
+        elif len(data) <= self._limit:
+            # io.BufferedWriter has it in its buffer, and comes with it again.
+            self._skip = sent
+        elif sent:
+            self._append(bytes(data[sent:]))
 
 
 class TextSink(Sink):
@@ -263,18 +307,16 @@ class TextSink(Sink):
             self.__class__ = _WatchingSink  # pyright: ignore[reportAttributeAccessIssue]
 
     def send_for_reader(self) -> bool:
-        # Still watching means that nothing was written since the last time.
-        watching = self.__class__ is _WatchingSink
-        if (watching and not self._chunks) or not self._lock.acquire(False):
+        if not self._lock.acquire(False):
             return False
         try:
-            if not watching and self.writer is not None:
+            # Still watching means that nothing was written since the last time.
+            if self.__class__ is TextSink and self.writer is not None:
                 self._for_reader = True
                 try:
                     self.writer.flush()
                 finally:
                     self._for_reader = False
-                self.watch()
             return self._send_now()
         finally:
             self._lock.release()
@@ -283,6 +325,11 @@ class TextSink(Sink):
         self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
         super().shut()
         self.writer = None
+
+    def all_sent(self) -> None:
+        super().all_sent()
+        if self.source is not None:
+            self.watch()
 
 
 class _WatchingSink(TextSink):
@@ -295,8 +342,7 @@ class _WatchingSink(TextSink):
         if self._chunks:
             self.drain()
         self.__class__ = TextSink  # type: ignore[assignment]
-        if self.source is not None:
-            self.source.let_sink_go_first()
+        self._something_to_send()
         return self.closed
 
 
@@ -347,11 +393,6 @@ class Source:
         self._end = end.encode() if end.encode(encoding) == end.encode() else None
         self._universal = not newline
 
-    def let_sink_go_first(self) -> None:
-        """See to it that the next call of a reader comes by `_SourceAfterWrite.closed`."""
-        if self.__class__ is Source and not self.closed:
-            self.__class__ = _SourceAfterWrite  # pyright: ignore[reportAttributeAccessIssue]
-
     def shut(self) -> None:
         """Hand on nothing more."""
         self.__class__ = Source  # pyright: ignore[reportAttributeAccessIssue]
@@ -381,7 +422,7 @@ class Source:
             return self._readinto_with_care(buffer)
         sock = self.raw._sock
         try:
-            if self.sink is not None:
+            if self.sink is not None and self.sink.unsent:
                 self._let_sink_send(sock)
             count: int = sock.recv_into(buffer)
         except TimeoutError:
@@ -464,7 +505,7 @@ class Source:
                 return
 
     def _receive(self, sock: Any, size: int) -> bytes:
-        if self.sink is not None:
+        if self.sink is not None and self.sink.unsent:
             self._let_sink_send(sock)
         data: bytes = sock.recv(size)
         return data
@@ -478,7 +519,7 @@ class Source:
         if not (self.gentle or self.dry or self.held or self._refusal is not None):
             # Straight into the buffer; only what comes after the last newline is held back.
             sock = self.raw._sock
-            if self.sink is not None:
+            if self.sink is not None and self.sink.unsent:
                 self._let_sink_send(sock)
             try:
                 count: int = sock.recv_into(buffer)

@@ -457,11 +457,13 @@ class BinaryFile(_File, _BinaryBase):
         A `TimeoutError` or `BlockingIOError` says that not all could be sent: the rest is kept, and goes
         with the next call.
         """
-        self._check_open()
-        if self._sink is not None:
-            if self._writer is not None:
-                self._writer.flush()
-            self._sink.drain()
+        sink = self._sink
+        if sink is None or sink.closed:
+            self._check_open()
+            return
+        if self._writer is not None:
+            self._writer.flush()
+        sink.drain()
 
 
 def _keep(owner: object) -> Iterator[Any]:
@@ -519,7 +521,6 @@ class TextFile(_File, _TextBase):
             self.write = writer.write  # type: ignore[method-assign]
             if mode.reading:
                 sink.writer = writer
-                sink.watch()
         tie(self._source, self._sink)
         self._opened(stream)
 

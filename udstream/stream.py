@@ -632,8 +632,8 @@ class UdStream(io.RawIOBase):
         (``MSG_NOSIGNAL``), repeated.
         """
         send = for_one_call(self._sock).sendmsg
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        views = [view for view in views if len(view)]
+        opened = [memoryview(buffer).cast("B") for buffer in buffers]
+        views = [view for view in opened if len(view)]
         counts: list[int] = []
         first = 0
         try:
@@ -645,9 +645,13 @@ class UdStream(io.RawIOBase):
                     first += 1
                 if count:
                     views[first] = views[first][count:]
+                    opened.append(views[first])
         except BaseException as error:
             _annotate(error, nbytes=sum(counts))
             raise
+        finally:
+            for view in opened:
+                view.release()
         return sum(counts)
 
     def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
