@@ -177,17 +177,22 @@ def test_open_takes_the_same_modes(folder: Path, mode: str) -> None:
         assert file.mode == mode
 
 
-@pytest.mark.parametrize("mode", NO_MODES)
-def test_wrong_mode_is_a_value_error_that_lists_the_right_ones(folder: Path, mode: str) -> None:
+def test_wrong_mode_is_a_value_error_that_lists_the_right_ones(folder: Path) -> None:
     """A wrong mode is a `ValueError` that shows it and the right ones, and comes before any system call."""
     stream, theirs = ends()
     with theirs, stream:
-        for call, arguments in ((open_any, (folder / "nobody", mode)), (stream.makefile, (mode,))):
-            with pytest.raises(ValueError, match=r"mode") as caught:
-                call(*arguments)
-            for right in (repr(mode), "'r'", "'w'", "'rw'"):
-                assert right in str(caught.value)
+        for mode in NO_MODES:
+            refuses_mode(stream, folder, mode)
         assert not stream.closed
+
+
+def refuses_mode(stream: Any, folder: Path, mode: str) -> None:
+    """Check the errors for one wrong mode."""
+    for call, arguments in ((open_any, (folder / "nobody", mode)), (stream.makefile, (mode,))):
+        with pytest.raises(ValueError, match=r"mode") as caught:
+            call(*arguments)
+        for right in (repr(mode), "'r'", "'w'", "'rw'"):
+            assert right in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", [None, 0, b"r", ["r"], {"r"}])
@@ -355,9 +360,8 @@ def test_buffering_that_is_no_int_is_a_type_error(folder: Path, buffering: Any) 
 # --- encoding, errors, newline ---
 
 
-@pytest.mark.parametrize("mode", ["rb", "wb", "rwb"])
 @pytest.mark.parametrize("buffering", [-1, 0, 100])
-@pytest.mark.parametrize("argument", ["encoding", "errors", "newline"])
+@pytest.mark.parametrize(("mode", "argument"), [("rb", "encoding"), ("wb", "errors"), ("rwb", "newline")])
 def test_text_arguments_in_binary(folder: Path, mode: str, buffering: int, argument: str) -> None:
     """A binary mode with encoding, errors or newline: `ValueError` in `open`, ignored by `makefile`."""
     values = {"encoding": "utf-8", "errors": "strict", "newline": "\n"}
@@ -672,23 +676,22 @@ def calls_on_closed(mode: str) -> dict[str, Callable[[Any], object]]:
     return calls
 
 
-@pytest.mark.parametrize(
-    ("mode", "call"), [(mode, call) for mode in ORDINARY for call in calls_on_closed(mode)]
-)
+@pytest.mark.parametrize("mode", ORDINARY)
 @pytest.mark.parametrize("timeout", [None, 5.0])
-def test_closed_file_refuses_every_call(mode: str, call: str, timeout: float | None) -> None:
+def test_closed_file_refuses_every_call(mode: str, timeout: float | None) -> None:
     """Every call of a closed file is `ValueError`, also when lines that were read ahead are at hand."""
-    with conversation(mode, timeout=timeout) as (file, theirs):
-        theirs.sendall(b"one\ntwo\nthree\n")
-        if file.readable():
-            file.readline()
-        iterator = iter(file) if file.readable() else None
-        file.close()
-        with pytest.raises(ValueError, match="closed"):
-            calls_on_closed(mode)[call](file)
-        if iterator is not None:
+    for call in calls_on_closed(mode).values():
+        with conversation(mode, timeout=timeout) as (file, theirs):
+            theirs.sendall(b"one\ntwo\nthree\n")
+            if file.readable():
+                file.readline()
+            iterator = iter(file) if file.readable() else None
+            file.close()
             with pytest.raises(ValueError, match="closed"):
-                next(iterator)
+                call(file)
+            if iterator is not None:
+                with pytest.raises(ValueError, match="closed"):
+                    next(iterator)
 
 
 @pytest.mark.parametrize("mode", ["w", "rw", "wb", "rwb"])
@@ -797,7 +800,7 @@ def test_file_left_open_at_exit_sends_closes_and_warns(folder: Path, mode: str) 
     program = """
 import sys, udstream
 path, mode = sys.argv[1:]
-file = open_any(path, mode)
+file = udstream.open(path, mode)
 file.write(b"last words" if "b" in mode else "last words")
 """
     with server(str(folder / "s")) as listening:
@@ -808,9 +811,9 @@ file.write(b"last words" if "b" in mode else "last words")
             timeout=PATIENCE,
             env={**os.environ, "PYTHONPATH": str(Path(udstream.__file__).parent.parent)},
         )
+        assert done.returncode == 0, done.stderr
         with listening.accept()[0] as theirs:
             assert everything(theirs) == b"last words"
-    assert done.returncode == 0
     assert done.stderr.count("ResourceWarning") == 1 and str(folder / "s") in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr
 
@@ -967,16 +970,16 @@ def test_readline(reader: Callable[..., Any]) -> None:
     assert file.readline() == b""
 
 
-@pytest.mark.parametrize("hint", [None, -1, 0, 1, 4, 5, 8, 9, 10, 1000])
-def test_readlines(reader: Callable[..., Any], hint: int | None) -> None:
+def test_readlines(reader: Callable[..., Any]) -> None:
     """`readlines` stops after the line with which it has more than *hint* bytes."""
     lines = BYTES.splitlines(keepends=True)
-    file = reader(BYTES)
-    wanted = len(lines)
-    if hint is not None and hint > 0:
-        wanted = next((n for n in range(len(lines)) if sum(map(len, lines[:n])) > hint), len(lines))
-    assert file.readlines(hint) == lines[:wanted]
-    assert file.readlines() == lines[wanted:]
+    for hint in (None, -1, 0, 1, 4, 5, 8, 9, 10, 1000):
+        file = reader(BYTES)
+        wanted = len(lines)
+        if hint is not None and hint > 0:
+            wanted = next((n for n in range(len(lines)) if sum(map(len, lines[:n])) > hint), len(lines))
+        assert file.readlines(hint) == lines[:wanted]
+        assert file.readlines() == lines[wanted:]
 
 
 def test_iteration(reader: Callable[..., Any]) -> None:

@@ -146,8 +146,7 @@ EVERY_READ = [(mode, how) for mode in MODES for how in reads_for(mode)]
 
 
 @pytest.mark.parametrize(("mode", "how"), EVERY_READ)
-@pytest.mark.parametrize("timeout", [None, 9.0])
-@pytest.mark.parametrize("buffering", [-1, 64])
+@pytest.mark.parametrize(("timeout", "buffering"), [(None, -1), (9.0, 64)])
 def test_request_and_reply_need_no_flush(mode: str, how: str, timeout: float | None, buffering: int) -> None:
     """Every way of reading first sends the request that the reply waits for."""
     with conversation(mode, buffering, timeout) as (file, theirs):
@@ -164,8 +163,7 @@ def test_request_and_reply_need_no_flush(mode: str, how: str, timeout: float | N
 
 
 @pytest.mark.parametrize(("mode", "how"), EVERY_READ)
-@pytest.mark.parametrize("timeout", [None, 9.0])
-@pytest.mark.parametrize("buffering", [-1, 64])
+@pytest.mark.parametrize(("timeout", "buffering"), [(None, -1), (9.0, 64)])
 def test_reading_what_is_at_hand_sends_first(
     mode: str, how: str, timeout: float | None, buffering: int
 ) -> None:
@@ -582,23 +580,20 @@ TO_THE_END: dict[str, Callable[[Any], Any]] = {
 BINARY_TO_THE_END = {"read1": lambda file: file.read1(100), "readinto": readinto}
 
 
-@pytest.mark.parametrize("last", ["", "no end"])
 @pytest.mark.parametrize("timeout", [None, 9.0])
 @pytest.mark.parametrize(
     ("mode", "how"),
     [*((mode, how) for mode in MODES for how in TO_THE_END), *(("rwb", how) for how in BINARY_TO_THE_END)],
 )
-def test_broken_pipe_does_not_hide_what_can_be_read(
-    mode: str, how: str, timeout: float | None, last: str
-) -> None:
+def test_broken_pipe_does_not_hide_what_can_be_read(mode: str, how: str, timeout: float | None) -> None:
     """A peer that answered and went away: all of its answer can be read, whatever was written meanwhile.
 
     That it never got what was written is an error in the end: of a read past the answer, or of `close`.
     """
-    answer = f"one\ntwo\nthree\n{last}"
     nothing = data_for(mode, "")
     get = (TO_THE_END | BINARY_TO_THE_END)[how]
-    for at_hand in (True, False):
+    for at_hand, last in ((True, ""), (False, ""), (True, "no end"), (False, "no end")):
+        answer = f"one\ntwo\nthree\n{last}"
         pieces: list[Any] = []
         errors = 0
         with conversation(mode, timeout=timeout) as (file, theirs):

@@ -64,7 +64,7 @@ _NEAR_THE_END = 512
 
 def tie(source: Source | None, sink: Sink | None) -> None:
     """Let the two halves of one file know of each other, until they are closed."""
-    if source is not None and sink is not None:
+    if source is not None and sink is not None and source.sink is None:
         source.sink = sink
         sink.source = source
         sink.all_sent()
@@ -144,24 +144,30 @@ class Sink:
             self._append(data)
             self._room = room
             return count
-        return self._put_with_care(data)
+        if self._chunks or self.closed or count >= self._limit:
+            return self._put_with_care(data)
+        self._append(data)
+        self._room = self._limit - count
+        self.unsent = True
+        source = self.source
+        if source is not None and source.__class__ is Source:
+            source.__class__ = _SourceAfterWrite
+        return count
 
     def drain(self) -> None:
         """Send all that was taken; what an exception on the way leaves is kept, to go on with."""
         chunks = self._chunks
         with self._lock:
             while chunks:
-                data = self._gathered()
-                # Filled in C, so that no signal handler can raise between the sending and the counting.
-                sent: list[int] = []
-                try:
-                    sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
-                    if sent[0] < len(data):
-                        with memoryview(data)[sent[0] :] as rest:
-                            sent.append(self.raw.write_all(rest))
-                except BaseException as error:
-                    chunks[0] = data[sum(sent) + getattr(error, "nbytes", 0) :]
-                    raise
+                data = chunks[0] if len(chunks) == 1 else self._gathered()
+                sent = self.raw._send_now(data)
+                if sent < len(data):
+                    data = chunks[0] = data[sent:]
+                    try:
+                        self.raw.write_all(data)
+                    except BaseException as error:
+                        chunks[0] = data[getattr(error, "nbytes", 0) :]
+                        raise
                 del chunks[0]
             self.all_sent()
 
@@ -195,7 +201,7 @@ class Sink:
             self.drain()
         if not self._chunks:
             self._room = self._limit
-            self._something_to_send()
+        self._something_to_send()
         self._append(data)
         self._room -= count
         if self._room <= 0:
@@ -228,7 +234,7 @@ class Sink:
         chunks = self._chunks
         try:
             while chunks:
-                data = self._gathered()
+                data = chunks[0] if len(chunks) == 1 else self._gathered()
                 sent = self.raw._send_now(data)
                 if sent < len(data):
                     chunks[0] = data[sent:]
@@ -237,7 +243,8 @@ class Sink:
         except OSError:
             # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
             return False
-        self.all_sent()
+        self._room = -1
+        self.unsent = False
         return False
 
     def _try_to_drain(self) -> None:
@@ -248,27 +255,32 @@ class Sink:
 
     def _send_or_keep(self, data: Any) -> int:
         count = len(data)
+        # Filled in C, so that no signal handler can raise between the sending and the counting.
         sent: list[int] = []
         try:
             sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
+            if sent[0] == count:
+                return count
         except (TimeoutError, BlockingIOError):
             pass
         except BaseException:
             self._keep_in_spite_of_exception(data, sum(sent))
             raise
-        if not sent or sent[0] < count:
-            self._append(bytes(data[sum(sent) :]))
+        self._append(bytes(data[sum(sent) :]))
+        try:
             self._try_to_drain()
+        except BaseException:
+            self._keep_in_spite_of_exception(data, count)
+            raise
         return count
 
-    def _keep_in_spite_of_exception(self, data: Any, sent: int) -> None:
-        if self._takes_all:
-            self._append(bytes(data[sent:]))
-        elif len(data) <= self._limit:
+    def _keep_in_spite_of_exception(self, data: Any, done: int) -> None:
+        """See to the rest of *data*, of which something was sent or kept when a signal's handler raised."""
+        if not self._takes_all and len(data) <= self._limit:
             # io.BufferedWriter has it in its buffer, and comes with it again.
-            self._skip = sent
-        elif sent:
-            self._append(bytes(data[sent:]))
+            self._skip = done
+        elif done < len(data) and (done or self._takes_all):
+            self._append(bytes(data[done:]))
 
 
 class TextSink(Sink):
@@ -317,7 +329,10 @@ class TextSink(Sink):
                     self.writer.flush()
                 finally:
                     self._for_reader = False
-            return self._send_now()
+            left = self._send_now()
+            if not self.unsent:
+                self.watch()
+            return left
         finally:
             self._lock.release()
 
@@ -342,7 +357,10 @@ class _WatchingSink(TextSink):
         if self._chunks:
             self.drain()
         self.__class__ = TextSink  # type: ignore[assignment]
-        self._something_to_send()
+        self.unsent = True
+        source = self.source
+        if source is not None and source.__class__ is Source:
+            source.__class__ = _SourceAfterWrite
         return self.closed
 
 
@@ -605,8 +623,9 @@ class _SourceAfterWrite(Source):
     def closed(self) -> bool:  # type: ignore[override]
         self.__class__ = Source  # type: ignore[assignment]
         # It sends what it can without waiting; lines that are at hand must not wait for the rest.
-        if self.sink is not None and not self.raw.closed:
-            self.sink.send_for_reader()
+        sink = self.sink
+        if sink is not None:
+            sink.send_for_reader()
         return self.closed
 
 

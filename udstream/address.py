@@ -36,7 +36,7 @@ class UdSocketPath:
     _kind: str
     _name: bytes
 
-    def __new__(cls, *args: object) -> Self:
+    def __new__(cls, *args: object) -> Self:  # noqa: D102
         raise TypeError("use UdSocketPath.file(), UdSocketPath.namespaced() or UdSocketPath.unnamed()")
 
     @classmethod

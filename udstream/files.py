@@ -103,7 +103,7 @@ def make(
             RuntimeWarning,
             3,
         )
-    size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
+    size = buffering if buffering > 1 else _TWO_WAYS if mode.reading and mode.writing else _ONE_WAY
     nonblocking = stream.is_nonblocking()
     if mode.binary:
         careful = nonblocking or stream.timeout is not None
@@ -114,6 +114,9 @@ def make(
         raise ValueError("a nonblocking stream can't be wrapped in text: make it blocking first")
     return TextFile(stream, mode, size, buffering == 1, encoding, errors, newline)
 
+
+# The sizes of the buffers, unless one is given. A file that goes both ways has one for each.
+_ONE_WAY, _TWO_WAYS = 16384, 8192
 
 _KNOWN: dict[str, Mode] = {}
 
@@ -532,7 +535,7 @@ class TextFile(_File, _TextBase):
         Flush the text before writing to it; text that was read ahead is not in it any more.
         """
         if self._buffer is None:
-            size = io.DEFAULT_BUFFER_SIZE
+            size = _TWO_WAYS if self._source and self._sink else _ONE_WAY
             self._buffer = BinaryFile(self._stream, _binary(self._mode), size, self._source, self._sink)
         return self._buffer
 

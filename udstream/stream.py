@@ -13,6 +13,7 @@ from _warnings import warn
 from time import monotonic
 
 from . import _csocket, _platform, ancillary, files
+from ._csocket import CSocket
 from ._timing import TimedSocket, for_one_call
 from ._waiting import timed_out, wait
 from .address import UdSocketPath, sockaddr_of
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
-    from ._csocket import CSocket
     from .address import SocketPath
     from .ancillary import Credentials, FileDescriptors, Received
 
@@ -77,6 +77,7 @@ else:
 
 _NOSIGNAL = _platform.MSG_NOSIGNAL
 _FLAGS = (_NOSIGNAL,)
+_NOW = _NOSIGNAL | _socket.MSG_DONTWAIT
 _CHUNK = 1 << 16
 _CHUNKS = (_CHUNK,)
 # The most that one read() makes room for: more than a Unix socket's buffers hold.
@@ -277,7 +278,7 @@ class UdStream(io.RawIOBase):
     def _bare(self) -> CSocket:
         """The socket object itself."""
         sock = self._sock
-        while not isinstance(sock, _csocket.CSocket):
+        while not isinstance(sock, CSocket):
             sock = sock.sock
         return sock
 
@@ -309,7 +310,7 @@ class UdStream(io.RawIOBase):
         if self.closed:
             return
         sock = self._sock
-        if sock.__class__ is not _csocket.CSocket:
+        if sock.__class__ is not CSocket:
             sock = self._bare()
         self._forget()
         sock.close()
@@ -445,8 +446,11 @@ class UdStream(io.RawIOBase):
 
     def _send_now(self, data: Buffer) -> int:
         """Send what can be sent without waiting, in whatever mode the stream is; maybe 0 bytes."""
+        sock = self._sock
+        if sock.__class__ is not CSocket:
+            sock = self._bare()
         try:
-            return self._bare().send(data, _NOSIGNAL | _socket.MSG_DONTWAIT)
+            return sock.send(data, _NOW)
         except BlockingIOError:
             return 0
 
