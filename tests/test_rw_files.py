@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -487,6 +488,40 @@ def test_two_threads_keep_every_request_in_order(mode: str) -> None:
             for at in range(count):
                 assert file.readline() == data_for(mode, f"reply {at}\n")
             assert not file.readline()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reader_thread_sends_whatever_moment_it_was_written_at(mode: str) -> None:
+    """What one thread writes, without a flush, while another is reading goes out with a later read."""
+    count = 1_500
+    arrived = threading.Semaphore(0)
+    interval = sys.getswitchinterval()
+    with conversation(mode) as (file, theirs):
+        over = threading.Event()
+
+        def other_end() -> None:
+            # Lines keep coming, so that reads keep being made.
+            while not over.is_set():
+                theirs.sendall(b"tick\n")
+                for _ in range(here(theirs).count(b"\n")):
+                    arrived.release()
+            theirs.shutdown(socket.SHUT_WR)
+
+        def read() -> None:
+            for _ in file:
+                pass
+
+        sys.setswitchinterval(1e-6)
+        try:
+            with threads(other_end, read):
+                try:
+                    for at in range(count):
+                        file.write(data_for(mode, f"request {at}\n"))
+                        assert arrived.acquire(timeout=2), f"request {at} was not sent by any later read"
+                finally:
+                    over.set()
+        finally:
+            sys.setswitchinterval(interval)
 
 
 # --- more than the socket holds ---

@@ -16,9 +16,10 @@ from time import monotonic, sleep
 
 from . import _binding, _csocket, _platform
 from ._activation import inherited_sockets
+from ._timing import checked_timeout
 from ._waiting import POLLIN, timed_out, wait
 from .address import UdSocketPath
-from .stream import UdStream, _checked_timeout
+from .stream import UdStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -400,7 +401,7 @@ class UdStreamListener:
     @timeout.setter
     def timeout(self, seconds: float | None) -> None:
         self.fileno()
-        self._timeout = _checked_timeout(seconds)
+        self._timeout = checked_timeout(seconds)
 
     def set_nonblocking(self, flag: bool) -> None:
         """

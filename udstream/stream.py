@@ -14,7 +14,7 @@ from time import monotonic
 
 from . import _csocket, _platform, ancillary, files
 from ._csocket import CSocket
-from ._timing import TimedSocket, for_one_call
+from ._timing import TimedSocket, checked_timeout, for_one_call
 from ._waiting import timed_out, wait
 from .address import UdSocketPath, sockaddr_of
 
@@ -191,7 +191,7 @@ class UdStream(io.RawIOBase):
         the path as ``filename``. System calls: ``socket``, ``connect``.
         """
         sockaddr = sockaddr_of(path)
-        seconds = None if timeout is None else _checked_timeout(timeout)
+        seconds = None if timeout is None else checked_timeout(timeout)
         # A str says the same for ever; what else it may be is made so.
         given = path if isinstance(path, str) else UdSocketPath.of(path)
         sock = _csocket.create()
@@ -417,7 +417,7 @@ class UdStream(io.RawIOBase):
 
     @timeout.setter
     def timeout(self, seconds: float | None) -> None:
-        seconds = _checked_timeout(seconds)
+        seconds = checked_timeout(seconds)
         bare: Any = self._bare()
         inner = bare if seconds is None else TimedSocket(bare, seconds)
         if isinstance(self._sock, _CollectingSocket):
@@ -914,17 +914,6 @@ def open(
     except BaseException:
         stream.close()
         raise
-
-
-def _checked_timeout(seconds: float | None) -> float | None:
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"a timeout is a number of seconds or None, not {type(seconds).__name__}")
-    # Written so that a NaN is refused as well.
-    if not seconds > 0:
-        raise ValueError(f"a timeout is above 0 seconds, or None for ever; not {seconds!r}")
-    return float(seconds)
 
 
 def _connect(sock: CSocket, sockaddr: bytes, seconds: float | None) -> None:
