@@ -473,6 +473,33 @@ def test_encoded_writes_through_timeouts(mode: str, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+def test_flush_that_got_halfway_goes_on_from_there(mode: str) -> None:
+    """A flush that waits, sends some more, and then times out: what it sent is not sent again."""
+    with conversation(mode, 2_000_000, 0.05) as (file, theirs):
+        text = "".join(f"{at:08d}\n" for at in range(100_000))
+        file.write(data_for(mode, text))
+        arrived = bytearray()
+
+        def read_some() -> None:
+            while len(arrived) < 400_000:
+                arrived.extend(theirs.recv(50_000))
+
+        reader = threading.Thread(target=read_some)
+        reader.start()
+        with pytest.raises(TimeoutError):
+            while True:
+                file.flush()
+        reader.join()
+        stream_of(file).timeout = None
+        reader = threading.Thread(target=lambda: arrived.extend(iter_all(theirs)))
+        reader.start()
+        file.close()
+        reader.join()
+        same = arrived.decode() == text
+        assert same, f"{len(arrived)} bytes of {len(text)} arrived"
+
+
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
 def test_failed_flush_keeps_what_it_could_not_send(mode: str) -> None:
     """A flush that times out says so, each time, and keeps the rest; `close` says so, too."""
     with conversation(mode, 2_000_000) as (file, theirs):

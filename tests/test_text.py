@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -294,13 +295,25 @@ def test_written_line_ends_are_translated(newline: str | None, mode: str) -> Non
         assert everything(theirs) == through_a_pipe(write, newline=newline)
 
 
-@pytest.mark.parametrize("newline", [None, "", "\n", "\r\n"])
-def test_line_is_not_kept_waiting(newline: str | None) -> None:
-    """A line that has come is given out at once, though nothing comes behind it."""
-    with conversation("rw", newline=newline, encoding="utf-8") as (file, theirs):
-        for end in ["\r\n"] if newline == "\r\n" else ["\n", "\r\n"]:
-            theirs.sendall(f"line{end}".encode())
-            assert file.readline().rstrip() == "line"
+@pytest.mark.parametrize("timeout", [None, 9.0])
+@pytest.mark.parametrize(
+    ("newline", "data"),
+    [
+        *((None, data) for data in ("line\n", "line\r\n", "line\rrest", "line\rrest\r")),
+        *(("", data) for data in ("line\n", "line\r\n", "line\rrest", "line\rrest\r")),
+        ("\n", "line\n"),
+        ("\r", "line\r"),
+        ("\r", "line\rrest\n"),
+        ("\r\n", "line\r\n"),
+    ],
+)
+def test_line_is_not_kept_waiting(newline: str | None, data: str, timeout: float | None) -> None:
+    """A line that has come is given out at once, though no other line comes behind it."""
+    start = time.monotonic()
+    with conversation("rw", timeout=timeout, newline=newline, encoding="utf-8") as (file, theirs):
+        theirs.sendall(data.encode())
+        assert file.readline().rstrip() == "line"
+    assert time.monotonic() - start < 8
 
 
 # --- errors ---

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _FILE, _NAMESPACED, _UNNAMED = "file", "namespaced", "unnamed"
 # How os.fsencode would do it, without its looking up each time.
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_AT = ord("@")
 _new: Any = object.__new__
 _set: Any = object.__setattr__
 
@@ -191,7 +192,6 @@ def sockaddr_of(path: SocketPath) -> bytes:
     """``UdSocketPath.of(path).sockaddr()``, but quicker for the commonest kind of path."""
     if isinstance(path, str):
         name: bytes = path.encode(_ENCODING, _ERRORS)
-        # An empty one begins with every bytes, so it goes the long way as well.
-        if name[:1] not in b"@\0" and b"\0" not in name and len(name) <= _platform.SUN_PATH_MAX:
+        if name and name[0] != _AT and 0 not in name and len(name) <= _platform.SUN_PATH_MAX:
             return name
     return UdSocketPath.of(path).sockaddr()

@@ -220,7 +220,14 @@ class UdStreamListener:
         """
         accepted: list[CSocket] = []
         try:
-            self._accept_authorized(accepted)
+            if self._timeout is None and self._authorize is None and not self._pause:
+                try:
+                    _accept_into(accepted, self._sock)
+                except OSError:
+                    # Rare, and many kinds of it: the long way tries again, and knows what to do.
+                    self._accept_authorized(accepted)
+            else:
+                self._accept_authorized(accepted)
             return UdStream._adopt(accepted[0], self._paths)
         except BaseException:
             for sock in accepted:
@@ -441,7 +448,11 @@ class _Incoming:
 # --- one accept ---
 
 
-_STREAM: Any = _socket.SOCK_STREAM | getattr(_socket, "SOCK_NONBLOCK", 0)
+_FAMILY = repeat(_socket.AF_UNIX)
+_TYPE = repeat(_socket.SOCK_STREAM | getattr(_socket, "SOCK_NONBLOCK", 0))
+_PROTOCOL = repeat(0)
+_ACCEPT: Any = _csocket.CSocket._accept  # type: ignore[attr-defined]
+_FIRST = itemgetter(0)
 
 
 def _accept_into(accepted: list[CSocket], sock: CSocket) -> None:
@@ -452,8 +463,7 @@ def _accept_into(accepted: list[CSocket], sock: CSocket) -> None:
     dropped, all is C: there is no place in between for a signal's handler to raise and leak it. The type says
     what `_csocket.wrap` says with it: the descriptor's mode is to be left alone.
     """
-    descriptors = map(itemgetter(0), map(_csocket.CSocket._accept, (sock,)))  # type: ignore[attr-defined]
-    accepted.extend(map(_csocket.CSocket, repeat(_socket.AF_UNIX), repeat(_STREAM), repeat(0), descriptors))
+    accepted.extend(map(_csocket.CSocket, _FAMILY, _TYPE, _PROTOCOL, map(_FIRST, map(_ACCEPT, (sock,)))))
     if not _platform.ACCEPTED_ARE_BLOCKING:
         accepted[-1].setblocking(True)
 

@@ -310,9 +310,12 @@ class UdStream(io.RawIOBase):
         if self.closed:
             return
         sock = self._sock
-        if sock.__class__ is not CSocket:
+        if sock.__class__ is CSocket and not self._files:
+            self._sock = _CLOSED
+            self.closed = True  # type: ignore[misc]
+        else:
             sock = self._bare()
-        self._forget()
+            self._forget()
         sock.close()
 
     def __del__(self) -> None:
