@@ -406,10 +406,12 @@ class Source:
 
     def tell_lines(self, newline: str | None, encoding: str) -> None:
         """Say what ends a line in what is received, if its bytes show that before they are decoded."""
+        self._universal = not newline
+        if not newline and encoding in ("utf-8", "UTF-8"):
+            return
         end = newline or "\n"
         # In UTF-16, say, they do not: nothing is held back there, and a timeout may be final.
         self._end = end.encode() if end.encode(encoding) == end.encode() else None
-        self._universal = not newline
 
     def shut(self) -> None:
         """Hand on nothing more."""

@@ -89,8 +89,10 @@ def make(
     encoding: str | None,
     errors: str | None,
     newline: str | None,
+    *,
+    fresh: bool = False,
 ) -> Any:
-    """The file object over *stream* that `open` and `makefile` promise."""
+    """The file object over *stream* that `open` and `makefile` promise; a *fresh* stream is a blocking one."""
     if mode.binary:
         encoding = errors = newline = None
     mode.check(buffering, encoding, errors, newline)
@@ -104,7 +106,7 @@ def make(
             3,
         )
     size = buffering if buffering > 1 else _TWO_WAYS if mode.reading and mode.writing else _ONE_WAY
-    nonblocking = stream.is_nonblocking()
+    nonblocking = not fresh and stream.is_nonblocking()
     if mode.binary:
         careful = nonblocking or stream.timeout is not None
         source = Source(stream, careful) if mode.reading else None
@@ -317,12 +319,16 @@ class _File:
         """
         stream = self._stream
         if not stream.closed:
+            sink = self._sink
             try:
-                self.flush()
+                # With a source beside it, a sink knows when nothing is left.
+                if sink is not None and (sink.unsent or sink.source is None):
+                    self.flush()
             finally:
                 stream.close()
                 # The stream tells its files, but one that is being collected it may not know any more.
-                self._stream_closed()
+                if id(self) in _OPEN:
+                    self._stream_closed()
 
     def _stream_closed(self) -> None:
         """What the stream says when it is closed: the layers in C ask the halves, and are to know."""

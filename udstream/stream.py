@@ -913,7 +913,7 @@ def open(
     parsed.check(buffering, encoding, errors, newline)
     stream = UdStream.connect(path, timeout=timeout)
     try:
-        return files.make(stream, parsed, buffering, encoding, errors, newline)
+        return files.make(stream, parsed, buffering, encoding, errors, newline, fresh=True)
     except BaseException:
         stream.close()
         raise
