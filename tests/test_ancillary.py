@@ -182,11 +182,12 @@ def test_what_is_no_descriptor(
     other.setblocking(False)
     fds = [0] * before + [wrong]
 
-    for send in (
+    sends: tuple[Callable[[], int], ...] = (
         lambda: ancillary.send_fds(one, b"data", fds),
         lambda: ancillary.send_fds(one, b"data", iter(fds)),
         lambda: ancillary.send_ancillary(one, b"data", [fds]),
-    ):
+    )
+    for send in sends:
         with pytest.raises(error, match=names):
             send()
         with pytest.raises(BlockingIOError):
@@ -207,7 +208,7 @@ def test_not_open(pair: Pair) -> None:
     free = os.dup(0)
     os.close(free)
 
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
         ancillary.send_fds(pair[0], b"data", [free])
 
     assert caught.value.errno == errno.EBADF
@@ -218,7 +219,8 @@ def test_anything_with_fileno_is_sent(pair: Pair, tmp_path: Path) -> None:
     """Files, sockets, FileDescriptors, ints, and generators of them: all are sent, and stay open."""
     one, other = pair
     with open(tmp_path / "file", "w+b") as file, FileDescriptors([os.dup(0)]) as owned:
-        for fds in ([file, one, owned[0]], (thing for thing in (file, one, owned[0]))):
+        things: list[Any] = [file, one, owned[0]]
+        for fds in (things, (thing for thing in things)):
             ancillary.send_fds(one, b"x", fds)
             _data, got = ancillary.recv_fds(other, 1)
             with got:
@@ -238,7 +240,7 @@ def test_temporary_objects_live_until_sent(pair: Pair) -> None:
     one, other = pair
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        ancillary.send_fds(one, b"x", (tempfile.TemporaryFile() for _ in range(3)))  # noqa: SIM115
+        ancillary.send_fds(one, b"x", (tempfile.TemporaryFile() for _ in range(3)))
         _data, got = ancillary.recv_fds(other, 1)
         got.close()
 
@@ -505,7 +507,7 @@ def test_max_fds_of_recv_ancillary(
     received = ancillary.recv_ancillary(other, buffer, max_fds=kept)
 
     assert indexes(received.fds) == list(range(min(count, kept)))
-    assert (received.nbytes, buffer[:4], received.truncated) == (4, b"data", count > kept)
+    assert (received.nbytes, bytes(buffer[:4]), received.truncated) == (4, b"data", count > kept)
     assert fd_count() == before + min(count, kept)
     received.close()
     assert fd_count() == before
@@ -513,9 +515,7 @@ def test_max_fds_of_recv_ancillary(
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("kept", [0, 1, 4])
-def test_max_fds_of_recv_fds(
-    pair: Pair, numbered: Callable[[int], list[int]], count: int, kept: int
-) -> None:
+def test_max_fds_of_recv_fds(pair: Pair, numbered: Callable[[int], list[int]], count: int, kept: int) -> None:
     """recv_fds that lost some raises EMSGSIZE, says so, and hands over what came."""
     one, other = pair
     fds = numbered(count)
@@ -741,7 +741,7 @@ def test_no_socket_at_all() -> None:
             lambda: ancillary.peer_credentials(null),
             lambda: ancillary.set_passcred(null, True),
         ):
-            with pytest.raises(OSError) as caught:
+            with pytest.raises(OSError, match="non-socket") as caught:
                 call()
             assert caught.value.errno == errno.ENOTSOCK
         os.fstat(null.fileno())
@@ -843,7 +843,7 @@ def test_taken_is_not_closed(how: str) -> None:
 def test_warnings_as_errors() -> None:
     """Where warnings are errors, what nobody took is closed all the same."""
     (number,) = dups(1)
-    heard = []
+    heard: list[Any] = []
     hook = sys.unraisablehook
     sys.unraisablehook = heard.append
     try:
@@ -958,7 +958,7 @@ def test_one_as_a_socket(nonblocking: bool, default: float | None) -> None:
             socket.setdefaulttimeout(None)
 
     with FileDescriptors(dups(1)) as fds:
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="non-socket") as caught:
             fds.socket(0)
         assert caught.value.errno == errno.ENOTSOCK
         assert fds[0] >= 0

@@ -33,7 +33,8 @@ LIBRARY = [module for module in MODULES if module.partition(".")[0] not in ("cli
 FLOORS = [
     {"_platform"},
     {"_waiting", "_shutdown", "address"},
-    {"_csocket", "_timing"},
+    {"_csocket"},
+    {"_timing"},
     {"_halves"},
     {"ancillary", "files", "_activation"},
     {"stream"},

@@ -1426,7 +1426,7 @@ def test_default_timeout_of_sockets_means_nothing(folder: Path, default: float) 
 # --- one system call each ---
 
 STRACED = """
-import os, sys
+import os, threading, sys
 from udstream import UdStream
 here, there = UdStream.pair()
 if {timeout}:
@@ -1439,6 +1439,20 @@ calls = {{
     "writev_all": lambda: here.writev_all([data]), "read_exact": lambda: there.read_exact(64),
     "write again": lambda: here.write(data), "readinto_exact": lambda: there.readinto_exact(room),
 }}
+if {waits}:
+    # Reads that have to wait first, each for the answer of another thread.
+    asked = threading.Semaphore(0)
+    def answer():
+        for _ in range({waits}):
+            asked.acquire()
+            threading.Event().wait(0.003)
+            here.write(data)
+    thread = threading.Thread(target=answer)
+    thread.start()
+    for _ in range({waits}):
+        asked.release()
+        there.readinto(room)
+    thread.join()
 for call in calls.values():
     call()
 for name, call in calls.items():
@@ -1462,11 +1476,13 @@ ONE_CALL = {
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("timeout", [False, True], ids=["untimed", "timed"])
-def test_system_calls_while_data_flows(folder: Path, timeout: bool) -> None:
+@pytest.mark.parametrize(
+    ("timeout", "waits"), [(False, 0), (True, 0), (True, 20)], ids=["untimed", "timed", "timed after waits"]
+)
+def test_system_calls_while_data_flows(folder: Path, timeout: bool, waits: int) -> None:
     """Each call is one system call while data flows, and a timeout adds none."""
     log = folder / "strace"
-    command = ["strace", "-f", "-o", str(log), *python(STRACED.format(timeout=timeout))]
+    command = ["strace", "-f", "-o", str(log), *python(STRACED.format(timeout=timeout, waits=waits))]
     ran = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=PATIENCE)
     if ran.returncode and "PTRACE" in ran.stderr:
         pytest.skip("strace is not allowed here")

@@ -611,22 +611,31 @@ def test_connect_succeeds_when_room_is_made(
     assert not stormy or len(hits) >= 20
 
 
-def test_connect_that_a_handler_ends(folder: Path) -> None:
-    """An exception of a signal handler ends a waiting connect, and leaves nothing open."""
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError, InterruptedError, BlockingIOError, ValueError])
+@pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["untimed", "timed"])
+def test_connect_that_a_handler_ends(
+    folder: Path, kind: type[BaseException], timeout: float | None
+) -> None:
+    """What a signal handler raises, whatever it is, ends a waiting connect, and leaves nothing open."""
+    raised = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise InterruptedError("by the handler")
+        raised.append(kind("by the handler") if len(raised) < 5 else AssertionError("it was never let through"))
+        raise raised[-1]
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
-        with clogged(folder / "s"):
-            for timeout in (None, PATIENCE):
-                signal.setitimer(signal.ITIMER_REAL, 0.02)
-                with pytest.raises(InterruptedError, match="by the handler"):
-                    UdStream.connect(folder / "s", timeout=timeout)
+        with clogged(folder / "s"), pytest.raises(kind) as caught:
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.1)
+            try:
+                UdStream.connect(folder / "s", timeout=timeout)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+    assert caught.value is raised[0]
 
 
 def test_listener_that_goes_away_ends_a_waiting_connect(folder: Path) -> None:

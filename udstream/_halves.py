@@ -141,8 +141,9 @@ class Sink:
         count = len(data)
         room = self._room - count
         if room > 0:
-            self._append(data)
             self._room = room
+            self._append(data)
+            self.unsent = True
             return count
         if self._chunks or self.closed or count >= self._limit:
             return self._put_with_care(data)
@@ -232,19 +233,21 @@ class Sink:
 
     def _send_now(self) -> bool:
         chunks = self._chunks
+        # Before the last look at the chunks, so that what is put meanwhile is noted after it.
+        self._room = -1
+        self.unsent = False
         try:
             while chunks:
                 data = chunks[0] if len(chunks) == 1 else self._gathered()
                 sent = self.raw._send_now(data)
                 if sent < len(data):
                     chunks[0] = data[sent:]
+                    self.unsent = True
                     return True
                 del chunks[0]
         except OSError:
             # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
-            return False
-        self._room = -1
-        self.unsent = False
+            self.unsent = True
         return False
 
     def _try_to_drain(self) -> None:
@@ -322,16 +325,18 @@ class TextSink(Sink):
         if not self._lock.acquire(False):
             return False
         try:
-            # Still watching means that nothing was written since the last time.
-            if self.__class__ is TextSink and self.writer is not None:
+            if self.writer is not None:
+                self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
                 self._for_reader = True
                 try:
                     self.writer.flush()
                 finally:
                     self._for_reader = False
             left = self._send_now()
-            if not self.unsent:
-                self.watch()
+            # What another thread is about to append was announced before, so it may have been missed: each
+            # read empties the text layer anew.
+            self.unsent = True
+            self.watch()
             return left
         finally:
             self._lock.release()
@@ -343,6 +348,7 @@ class TextSink(Sink):
 
     def all_sent(self) -> None:
         super().all_sent()
+        self.unsent = True
         if self.source is not None:
             self.watch()
 
@@ -409,9 +415,11 @@ class Source:
         self._universal = not newline
         if not newline and encoding in ("utf-8", "UTF-8"):
             return
-        end = newline or "\n"
+        # Two, because the first may come with a byte order mark.
+        end = (newline or "\n") * 2
         # In UTF-16, say, they do not: nothing is held back there, and a timeout may be final.
-        self._end = end.encode() if end.encode(encoding) == end.encode() else None
+        in_bytes = (newline or "\n").encode()
+        self._end = in_bytes if end.encode(encoding).endswith(in_bytes * 2) else None
 
     def shut(self) -> None:
         """Hand on nothing more."""
@@ -467,12 +475,21 @@ class Source:
 
     def read(self, size: int = -1) -> bytes:
         """Everything up to the end of file, for `io.TextIOWrapper.read`."""
-        data = self.readall()
+        data = self.to_the_end()
         if data is None:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return data
 
     def readall(self) -> bytes | None:
+        """As a raw file's, for `io.BufferedReader.read`, which drops what it had if this fails."""
+        try:
+            return self.to_the_end()
+        except BaseException:
+            if not self.careful:
+                self.refuse("read() failed, and what had been read ahead is lost")
+            raise
+
+    def to_the_end(self) -> bytes | None:
         """Everything up to the end of file; an exception on the way leaves what had come in `held`."""
         self._check_refusal()
         chunks = [self.held]
@@ -628,7 +645,7 @@ class _SourceAfterWrite(Source):
         sink = self.sink
         if sink is not None:
             sink.send_for_reader()
-        return self.closed
+        return False
 
 
 def _bytes_of(data: Buffer) -> bytes:

@@ -19,7 +19,7 @@ from _socket import MSG_DONTWAIT
 from time import monotonic
 
 from ._csocket import CSocket
-from ._waiting import POLLIN, POLLOUT, timed_out, wait
+from ._waiting import LONGEST_POLL, POLLIN, POLLOUT, timed_out, wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,11 +129,10 @@ class TimedSocket:
             self._poll.register(self.sock.fileno(), POLLIN)
         start = monotonic()
         try:
-            ready = self._poll.poll(self.timeout * 1000)
-        except (RuntimeError, OverflowError):
-            # Another thread is asking; or years are more than poll can be told.
-            ready = True
-        if not ready:
+            ready = self._poll.poll(min(self.timeout * 1000, LONGEST_POLL))
+        except RuntimeError:
+            ready = True  # another thread is asking
+        if not ready and self.timeout * 1000 <= LONGEST_POLL:
             raise timed_out()
         if monotonic() - start < _AT_ONCE:
             self._waits -= 1

@@ -10,7 +10,7 @@ POLLIN = select.POLLIN
 POLLOUT = select.POLLOUT
 
 # poll(2) takes its milliseconds as an int: 24 days at the most.
-_LONGEST = 2**31 - 1
+LONGEST_POLL = 2**31 - 1
 
 
 def timed_out() -> TimeoutError:
@@ -31,7 +31,7 @@ def wait(fd: int, events: int, deadline: float | None) -> int:
         return poller.poll()[0][1]
     while (left := deadline - monotonic()) > 0:
         # poll rounds a fraction of a millisecond up, so it never wakes early to find nothing.
-        ready = poller.poll(min(left * 1000, _LONGEST))
+        ready = poller.poll(min(left * 1000, LONGEST_POLL))
         if ready:
             return ready[0][1]
     raise timed_out()

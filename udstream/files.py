@@ -208,14 +208,14 @@ class _CarefulReader:
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         lines: list[bytes] = []
         try:
-            _gather_lines(self.readline, hint, lines)
+            gather_lines(self.readline, hint, lines)
         except BaseException:
             self._source.unread(b"".join(lines))
             raise
         return lines
 
 
-def _gather_lines(readline: Callable[[], Any], hint: int | None, lines: list[Any]) -> None:
+def gather_lines(readline: Callable[[], Any], hint: int | None, lines: list[Any]) -> None:
     """Fill *lines* as `io.IOBase.readlines` would."""
     size = 0
     while line := readline():
@@ -598,7 +598,7 @@ class TextFile(_File, _TextBase):
         _, source = self._reading()
         lines: list[str] = []
         try:
-            _gather_lines(self.readline, hint, lines)
+            gather_lines(self.readline, hint, lines)
         except BaseException:
             if lines:
                 source.refuse("readlines() failed in the middle, and the lines it had are lost")

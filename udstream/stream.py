@@ -80,6 +80,7 @@ _FLAGS = (_NOSIGNAL,)
 _NOW = _NOSIGNAL | _socket.MSG_DONTWAIT
 _CHUNK = 1 << 16
 _CHUNKS = (_CHUNK,)
+_MOST_FROM_KERNEL = 1 << 30
 # The most that one read() makes room for: more than a Unix socket's buffers hold.
 _MOST_AT_ONCE = 1 << 24
 
@@ -568,6 +569,45 @@ class UdStream(io.RawIOBase):
             raise
         return b"".join(chunks)
 
+    def readline(self, size: int | None = -1) -> bytes:
+        """
+        Read and return one line, with its newline, or up to *size* bytes of it; ``b""`` means end of file.
+
+        Byte by byte, since there is no buffer for what comes after it: `makefile` is for lines. An exception
+        on the way carries what had come as its ``.partial``. A nonblocking stream returns what there is of
+        the line, and raises `BlockingIOError` if that is nothing. System calls: ``recv``, repeated.
+        """
+        receive = for_one_call(self._sock).recv
+        limit = -1 if size is None else index(size)
+        line: list[bytes] = []
+        try:
+            while len(line) != limit:
+                line.extend(map(receive, (1,)))
+                if line[-1] in (b"\n", b""):
+                    break
+        except BlockingIOError:
+            if not line:
+                raise
+        except BaseException as error:
+            _annotate(error, partial=b"".join(line))
+            raise
+        return b"".join(line)
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """
+        Read and return all lines up to the end of file; with a *hint*, no more once they have that many bytes.
+
+        An exception on the way carries all that had come as its ``.partial``. System calls: those of
+        `readline`, which has the `timeout` for each line.
+        """
+        lines: list[bytes] = []
+        try:
+            files.gather_lines(self.readline, hint, lines)
+        except BaseException as error:
+            _annotate(error, partial=b"".join(lines) + getattr(error, "partial", b""))
+            raise
+        return lines
+
     def read_exact(self, size: int) -> bytes:
         """
         Read and return exactly *size* bytes.
@@ -681,7 +721,7 @@ class UdStream(io.RawIOBase):
         if self.is_nonblocking():
             raise ValueError("sendfile needs a blocking stream")
         seekable = hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable())
-        sent = [0]
+        sent: list[int] = []
         try:
             if self.timeout is None and _is_plain_file(file):
                 self._send_from_kernel(file.fileno(), offset, count, sent)
@@ -691,35 +731,38 @@ class UdStream(io.RawIOBase):
                     file.seek(offset)
                 self._send_by_reading(file, count, sent)
         except BaseException as error:
-            _annotate(error, nbytes=sent[0])
+            _annotate(error, nbytes=sum(sent))
             raise
         finally:
-            if sent[0] and seekable:
-                file.seek(offset + sent[0])
-        return sent[0]
+            total = sum(sent)
+            if seekable and total:
+                file.seek(offset + total)
+        return total
 
     def _send_from_kernel(self, source: int, offset: int, count: int | None, sent: list[int]) -> None:
+        done = 0
         with _SigpipeBlocked():
-            while count is None or sent[0] < count:
-                wanted = (1 << 30) if count is None else min(count - sent[0], 1 << 30)
-                done = os.sendfile(self.fileno(), source, offset + sent[0], wanted)
-                if not done:
+            while count is None or done < count:
+                wanted = _MOST_FROM_KERNEL if count is None else min(count - done, _MOST_FROM_KERNEL)
+                sent.extend(map(os.sendfile, (self.fileno(),), (source,), (offset + done,), (wanted,)))
+                if not sent[-1]:
                     return
-                sent[0] += done
+                done += sent[-1]
 
     def _send_by_reading(self, file: BinaryIO, count: int | None, sent: list[int]) -> None:
-        sock = for_one_call(self._sock)
-        while count is None or sent[0] < count:
-            chunk = file.read(_CHUNK if count is None else min(count - sent[0], _CHUNK))
+        send = for_one_call(self._sock).send
+        done = 0
+        while count is None or done < count:
+            chunk = file.read(_CHUNK if count is None else min(count - done, _CHUNK))
             if not chunk:
                 return
             with memoryview(chunk) as view:
-                done = 0
-                while done < len(view):
-                    with view[done:] as rest:
-                        step: int = sock.send(rest, _NOSIGNAL)
-                    done += step
-                    sent[0] += step
+                gone = 0
+                while gone < len(view):
+                    with view[gone:] as rest:
+                        sent.extend(map(send, (rest,), _FLAGS))
+                    gone += sent[-1]
+            done += gone
 
     def shutdown(self, how: int) -> None:
         """
@@ -930,18 +973,22 @@ def _connect(sock: CSocket, sockaddr: bytes, seconds: float | None) -> None:
             _set_send_timeout(sock, left)
         try:
             sock.connect(sockaddr)
-        except InterruptedError:
-            continue  # by a signal whose handler has returned
-        except BlockingIOError:
-            raise timed_out() from None
-        break
+        except (InterruptedError, BlockingIOError) as error:
+            # By errno, because a signal's handler may raise the like for reasons of its own.
+            if error.errno == errno.EAGAIN:
+                raise timed_out() from None
+            if error.errno != errno.EINTR:
+                raise
+        else:
+            break
     if deadline is not None:
         _set_send_timeout(sock, 0)
 
 
 def _set_send_timeout(sock: CSocket, seconds: float) -> None:
     # The kernel takes 0 for ever; and a connect is done with long before the years that it cannot hold.
-    whole = int(min(seconds, 1 << 30))
+    seconds = min(seconds, 1 << 30)
+    whole = int(seconds)
     micros = int(seconds % 1 * 1_000_000)
     if seconds:
         micros = micros if whole or micros else 1
