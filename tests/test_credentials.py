@@ -197,6 +197,7 @@ def test_the_connected_socket_handed_on(path: Path) -> None:
         with child(connect_and_hand_on, uid=UID, gid=GID) as pid:
             stream = listener.accept()
         with stream:
+            stream.timeout = PATIENCE
             assert stream.peer_credentials() == (pid, UID, GID)
             with child(use_it, uid=UID + 5, gid=GID + 5) as other:
                 assert stream.read(100) == b"I have it now"
@@ -235,12 +236,13 @@ def test_the_client_sees_who_called_listen(path: Path) -> None:
                 stream.read(1)
 
         with child(listen, uid=UID, gid=GID) as pid:
+            # So that, if the child dies before, the read ends.
+            os.close(accepting)
             assert os.read(before, 1) == b"x"
             with UdStream.connect(path) as stream:
                 assert stream.peer_credentials() == (pid, UID, GID)
             assert ancillary.peer_credentials(sock) == (pid, UID, GID)
     os.close(before)
-    os.close(accepting)
 
 
 def test_of_one_that_is_not_connected() -> None:
@@ -555,7 +557,8 @@ def test_forging_is_refused(pair: Pair, what: str) -> None:
         ancillary.send_ancillary(one, b"true", [own])
 
     with child(run, uid=UID, gid=GID) as pid:
-        assert receive(other) == (b"true", (pid, UID, GID))
+        pass
+    assert receive(other) == (b"true", (pid, UID, GID))
 
 
 @root

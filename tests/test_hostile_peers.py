@@ -457,9 +457,11 @@ class Fake:
     def __init__(self, cmsgs: Sequence[tuple[int, int, bytes]], flags: int = 0) -> None:
         self.cmsgs = list(cmsgs)
         self.flags = flags
+        self.room = 0
 
     def recvmsg_into(self, buffers: Sequence[Any], room: int = 0, flags: int = 0) -> Any:
         buffers[0][:1] = b"x"
+        self.room = room
         return 1, self.cmsgs, self.flags, None
 
 
@@ -940,7 +942,7 @@ def test_a_flood_while_programs_are_started(pair: Pair, name: str) -> None:
 
 
 def test_the_room_is_for_the_most_the_kernel_can_deliver(pair: Pair) -> None:
-    """253 descriptors with credentials and a pidfd, all at once: nothing is cut."""
+    """253 descriptors with credentials, a pidfd and a security label, all at once: nothing is cut."""
     one, other = pair
     ancillary.set_passcred(other, True)
     pidfd = 0
@@ -955,3 +957,9 @@ def test_the_room_is_for_the_most_the_kernel_can_deliver(pair: Pair) -> None:
         assert not received.truncated
         assert (len(received.fds), len(received.pidfd)) == (_platform.SCM_MAX_FD, pidfd)
         assert received.credentials == ancillary.Credentials.current()
+
+    fake = Fake([])
+    ancillary._receive(fake, bytearray(1), 0)
+    ancillary._recv_fds(fake, 1, 0)
+    # Labels, which no kernel here may have, are of a page at the most.
+    assert fake.room >= sum(map(socket.CMSG_SPACE, (253 * 4, 12, 4, 4096)))

@@ -5,21 +5,17 @@ The kernel's own ways to time a call (``O_NONBLOCK`` with a poll, ``SO_RCVTIMEO`
 duplicate and child of the descriptor sees; a signal's retry starts ``SO_RCVTIMEO`` anew. So each call here is
 first made with ``MSG_DONTWAIT``, which is this call's alone and costs nothing while data flows. Only when it
 would have blocked does it wait, in ``poll``, and try again.
-
-A receiver that has had to wait several times is having a conversation, and will have to wait again: it asks
-``poll`` at once, until that turns out to be needless.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import select
 from _socket import MSG_DONTWAIT
 from time import monotonic
 
 from ._csocket import CSocket
-from ._waiting import LONGEST_POLL, POLLIN, POLLOUT, timed_out, wait
+from ._waiting import POLLIN, POLLOUT, poller_for, wait_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,11 +26,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     Cmsgs = Iterable[tuple[int, int, Buffer]]
-
-# A wait counts 2, and -1 that there was something at once, which takes poll no more than these seconds to say;
-# with so many it is a conversation, and more than so many are not remembered.
-_AT_ONCE = 2e-6
-_CONVERSATION, _LONGEST_MEMORY = 6, 10
 
 
 def checked_timeout(seconds: float | None) -> float | None:
@@ -52,15 +43,13 @@ def checked_timeout(seconds: float | None) -> float | None:
 class TimedSocket:
     """The calls of a socket object, each of which may take *timeout* seconds; then `TimeoutError`."""
 
-    __slots__ = ("_poll", "_waits", "sock", "timeout")
+    __slots__ = ("_readable", "sock", "timeout")
 
     def __init__(self, sock: CSocket, timeout: float) -> None:
         self.sock = sock
         self.timeout = timeout
-        # How often receiving had to wait since it last asked poll in vain.
-        self._waits = 0
-        # For receiving alone, and only made when it asks first: registering costs as much as asking.
-        self._poll: Any = None
+        # What to poll for something to receive, made when it is first needed: a conversation needs it often.
+        self._readable: Any = None
 
     def for_one_call(self) -> TimedSocket:
         """The same, for several calls that may take *timeout* seconds together."""
@@ -71,16 +60,12 @@ class TimedSocket:
         return monotonic() + self.timeout
 
     def recv_into(self, buffer: Buffer) -> int:
-        if self._waits >= _CONVERSATION:
-            self._ask_first()
         try:
             return self.sock.recv_into(buffer, 0, MSG_DONTWAIT)
         except BlockingIOError:
             return self._wait_for(POLLIN, lambda: self.sock.recv_into(buffer, 0, MSG_DONTWAIT))
 
     def recv(self, size: int) -> bytes:
-        if self._waits >= _CONVERSATION:
-            self._ask_first()
         try:
             return self.sock.recv(size, MSG_DONTWAIT)
         except BlockingIOError:
@@ -110,34 +95,28 @@ class TimedSocket:
         # A nonblocking descriptor never waits, and a duplicate may have made ours one: the kernel knows.
         if not os.get_blocking(self.sock.fileno()):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        if event == POLLIN and self._waits < _LONGEST_MEMORY:
-            self._waits += 2
         deadline = self.deadline()
+        poller = self._poller(event)
         while True:
-            wait(self.sock.fileno(), event, deadline)
+            try:
+                wait_by(poller, deadline)
+            except RuntimeError as error:
+                if "concurrent" not in str(error):
+                    raise
+                # Another thread is asking the same one.
+                poller = poller_for(self.sock.fileno(), event)
+                continue
             try:
                 return call()
             except BlockingIOError:
                 continue  # another reader or writer was quicker
 
-    def _ask_first(self) -> None:
-        """Wait in poll for something to receive, unless the descriptor is nonblocking."""
-        if not os.get_blocking(self.sock.fileno()):
-            return
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self.sock.fileno(), POLLIN)
-        start = monotonic()
-        try:
-            ready = self._poll.poll(min(self.timeout * 1000, LONGEST_POLL))
-        except RuntimeError:
-            ready = True  # another thread is asking
-        if not ready and self.timeout * 1000 <= LONGEST_POLL:
-            raise timed_out()
-        if monotonic() - start < _AT_ONCE:
-            self._waits -= 1
-        elif self._waits < _LONGEST_MEMORY:
-            self._waits += 2
+    def _poller(self, event: int) -> Any:
+        if event != POLLIN:
+            return poller_for(self.sock.fileno(), event)
+        if self._readable is None:
+            self._readable = poller_for(self.sock.fileno(), POLLIN)
+        return self._readable
 
 
 class _DeadlineSocket(TimedSocket):
@@ -147,13 +126,11 @@ class _DeadlineSocket(TimedSocket):
 
     def __init__(self, timed: TimedSocket) -> None:
         super().__init__(timed.sock, timed.timeout)
+        self._readable = timed._readable
         self._at = monotonic() + timed.timeout
 
     def deadline(self) -> float:
         return self._at
-
-    def _ask_first(self) -> None:
-        """Nothing: a short-lived one is in no conversation."""
 
 
 def for_one_call(sock: Any) -> Any:

@@ -9,8 +9,12 @@ from time import monotonic
 POLLIN = select.POLLIN
 POLLOUT = select.POLLOUT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # poll(2) takes its milliseconds as an int: 24 days at the most.
-LONGEST_POLL = 2**31 - 1
+_LONGEST = 2**31 - 1
 
 
 def timed_out() -> TimeoutError:
@@ -18,20 +22,30 @@ def timed_out() -> TimeoutError:
     return TimeoutError(errno.ETIMEDOUT, "timed out")
 
 
-def wait(fd: int, events: int, deadline: float | None) -> int:
+def poller_for(fd: int, events: int) -> Any:
+    """What `wait_by` waits by, for these *events*; one thread at a time can use it."""
+    poller = select.poll()
+    poller.register(fd, events)
+    return poller
+
+
+def wait_by(poller: Any, deadline: float | None) -> int:
     """
-    Wait until one of *events* is there, and return what is (it may be ``POLLHUP`` or ``POLLERR`` too).
+    Wait until one of its events is there, and return what is (it may be ``POLLHUP`` or ``POLLERR`` too).
 
     *deadline* is a point of `time.monotonic`, or None to wait for ever. Past it: `TimeoutError`. A signal
     whose handler returns does not lengthen the wait. System call: ``poll``.
     """
-    poller = select.poll()
-    poller.register(fd, events)
     if deadline is None:
-        return poller.poll()[0][1]
+        return poller.poll()[0][1]  # type: ignore[no-any-return]
     while (left := deadline - monotonic()) > 0:
         # poll rounds a fraction of a millisecond up, so it never wakes early to find nothing.
-        ready = poller.poll(min(left * 1000, LONGEST_POLL))
+        ready = poller.poll(min(left * 1000, _LONGEST))
         if ready:
-            return ready[0][1]
+            return ready[0][1]  # type: ignore[no-any-return]
     raise timed_out()
+
+
+def wait(fd: int, events: int, deadline: float | None) -> int:
+    """`wait_by`, for once."""
+    return wait_by(poller_for(fd, events), deadline)
