@@ -168,7 +168,9 @@ def test_makers_refuse_what_cannot_be(
 def test_an_address_is_of_one_kind(address: UdSocketPath, kinds: tuple[bool, bool, bool]) -> None:
     """is_file, is_namespaced and is_unnamed: exactly one is True, and it is a bool."""
     assert kinds == (address.is_file, address.is_namespaced, address.is_unnamed)
-    assert all(isinstance(flag, bool) for flag in (address.is_file, address.is_namespaced, address.is_unnamed))
+    assert all(
+        isinstance(flag, bool) for flag in (address.is_file, address.is_namespaced, address.is_unnamed)
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,8 +209,22 @@ def test_str_of_an_unnamed_one_is_no_path() -> None:
 
 def test_equal_and_hashable_by_what_they_name() -> None:
     """Addresses are equal exactly if their kind and bytes are; str and bytes spell the same one."""
-    addresses = [FILE("x"), FILE("y"), NAMESPACED("x"), NAMESPACED(""), NAMESPACED(b"x\0"), UdSocketPath.unnamed()]
-    again = [FILE(b"x"), FILE(Path("y")), NAMESPACED(b"x"), NAMESPACED(b""), NAMESPACED("x\0"), UdSocketPath.unnamed()]
+    addresses = [
+        FILE("x"),
+        FILE("y"),
+        NAMESPACED("x"),
+        NAMESPACED(""),
+        NAMESPACED(b"x\0"),
+        UdSocketPath.unnamed(),
+    ]
+    again = [
+        FILE(b"x"),
+        FILE(Path("y")),
+        NAMESPACED(b"x"),
+        NAMESPACED(b""),
+        NAMESPACED("x\0"),
+        UdSocketPath.unnamed(),
+    ]
 
     for i, one in enumerate(addresses):
         for j, other in enumerate(again):
@@ -240,7 +256,8 @@ def test_copies_and_pickles(address: UdSocketPath) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", [FILE("/run/app.sock"), FILE("@x"), FILE(b"\xff'"), NAMESPACED(b"a\0b"), UdSocketPath.unnamed()]
+    "address",
+    [FILE("/run/app.sock"), FILE("@x"), FILE(b"\xff'"), NAMESPACED(b"a\0b"), UdSocketPath.unnamed()],
 )
 def test_repr_says_how_to_make_it(address: UdSocketPath) -> None:
     """The repr of an address, evaluated, is equal to it."""
@@ -258,7 +275,14 @@ def test_made_only_by_its_makers() -> None:
 
 @pytest.mark.parametrize(
     "spell",
-    [str, os.fsencode, lambda p: p, lambda p: BytesPath(bytes(p)), UdSocketPath.file, lambda p: str(UdSocketPath.of(p))],
+    [
+        str,
+        os.fsencode,
+        lambda p: p,
+        lambda p: BytesPath(bytes(p)),
+        UdSocketPath.file,
+        lambda p: str(UdSocketPath.of(p)),
+    ],
     ids=["str", "bytes", "Path", "bytes path", "UdSocketPath", "str of UdSocketPath"],
 )
 @pytest.mark.parametrize("name", [b"s", b"@s", b"caf\xc3\xa9", b"\xff\xfe", b" ", b"a b\n"], ids=ascii)
@@ -314,7 +338,7 @@ def test_an_abstract_name_has_its_exact_length(unique: bytes) -> None:
 
 
 def test_the_empty_abstract_name() -> None:
-    """"@" alone is the abstract name of no bytes, not an unnamed address."""
+    """ "@" alone is the abstract name of no bytes, not an unnamed address."""
     try:
         with listening(b"\0") as listener:
             if listener.getsockname() != b"\0":
@@ -488,7 +512,9 @@ REFUSALS: list[tuple[Callable[[Path], Path], type[OSError], int]] = [
 @pytest.mark.usefixtures("closing")
 @pytest.mark.parametrize("timeout", [None, 5.0])
 @pytest.mark.parametrize("spell", [str, bytes, lambda path: path], ids=["str", "bytes", "Path"])
-@pytest.mark.parametrize(("make", "kind", "number"), REFUSALS, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("make", "kind", "number"), REFUSALS, ids=lambda value: getattr(value, "__name__", None)
+)
 def test_errors_name_the_path(
     folder: Path,
     make: Callable[[Path], Path],
@@ -615,7 +641,12 @@ def test_both_ends_of_a_pair_are_unnamed() -> None:
     """A pair has no addresses at all."""
     one, other = UdStream.pair()
     with one, other:
-        assert [UdSocketPath.unnamed()] * 4 == [one.local_path, one.peer_path, other.local_path, other.peer_path]
+        assert [UdSocketPath.unnamed()] * 4 == [
+            one.local_path,
+            one.peer_path,
+            other.local_path,
+            other.peer_path,
+        ]
 
 
 def test_no_peer() -> None:

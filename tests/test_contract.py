@@ -460,7 +460,10 @@ def attributes(s: Subject) -> None:
 @check
 def standard_buffers_by_hand(s: Subject) -> None:
     """BufferedReader, BufferedWriter and TextIOWrapper work over it, and close it."""
-    with io.BufferedWriter(s.writer) as writer, io.TextIOWrapper(io.BufferedReader(s.reader), "utf-8") as reader:
+    with (
+        io.BufferedWriter(s.writer) as writer,
+        io.TextIOWrapper(io.BufferedReader(s.reader), "utf-8") as reader,
+    ):
         writer.write("caf\u00e9\nline\n".encode())
         writer.flush()
         assert reader.readline() == "caf\u00e9\n"

@@ -382,9 +382,7 @@ def test_negative_offset(pair: tuple[UdStream, UdStream], folder: Path) -> None:
 
 @each_timeout
 @pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 5000])
-def test_readv_of_many_buffers(
-    pair: tuple[UdStream, UdStream], count: int, timeout: float | None
-) -> None:
+def test_readv_of_many_buffers(pair: tuple[UdStream, UdStream], count: int, timeout: float | None) -> None:
     """However many buffers: they are filled one after the other, and more than IOV_MAX are a short count."""
     here, there = pair
     here.timeout = timeout
@@ -402,9 +400,7 @@ def test_readv_of_many_buffers(
 
 @each_timeout
 @pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 5000])
-def test_writev_of_many_buffers(
-    pair: tuple[UdStream, UdStream], count: int, timeout: float | None
-) -> None:
+def test_writev_of_many_buffers(pair: tuple[UdStream, UdStream], count: int, timeout: float | None) -> None:
     """However many buffers: they are sent one after the other, and more than IOV_MAX are a short count."""
     here, there = pair
     here.timeout = timeout
@@ -465,7 +461,9 @@ def test_buffers_of_other_items(pair: tuple[UdStream, UdStream]) -> None:
     assert here.writev_all([numbers, empty, square]) == 30
     assert here.write_all(empty) == 0
     assert here.write_all(square) == 6
-    assert numbers.tobytes() * 3 + bytes(range(6)) + numbers.tobytes() + bytes(range(6)) * 2 == there.read(1000)
+    assert numbers.tobytes() * 3 + bytes(range(6)) + numbers.tobytes() + bytes(range(6)) * 2 == there.read(
+        1000
+    )
     here.write(numbers)
     room = array.array("q", [9] * 3)
     assert there.readinto_exact(room) == 24
@@ -482,7 +480,11 @@ def test_all_of_it(pair: tuple[UdStream, UdStream], timeout: float | None) -> No
     here.timeout = there.timeout = timeout
     data = os.urandom(TOO_MUCH)
     pieces = [data[i : i + 500] for i in range(0, TOO_MUCH, 500)]
-    for send in (lambda: here.write_all(data), lambda: here.writev_all(pieces), lambda: here.writev_all([data])):
+    for send in (
+        lambda: here.write_all(data),
+        lambda: here.writev_all(pieces),
+        lambda: here.writev_all([data]),
+    ):
         with in_thread(send) as sent:
             assert data == there.read_exact(TOO_MUCH)
         assert [TOO_MUCH] == sent
@@ -815,9 +817,7 @@ def test_sendfile_from_a_file_in_its_middle(
 
 @each_timeout
 @pytest.mark.parametrize("buffering", [0, -1])
-def test_sendfile_from_a_pipe(
-    pair: tuple[UdStream, UdStream], buffering: int, timeout: float | None
-) -> None:
+def test_sendfile_from_a_pipe(pair: tuple[UdStream, UdStream], buffering: int, timeout: float | None) -> None:
     """What cannot be sought is sent from where it stands, to its end or count bytes."""
     here, there = pair
     here.timeout = timeout
@@ -846,7 +846,9 @@ def test_sendfile_from_another_stream(pair: tuple[UdStream, UdStream], timeout: 
 
 
 @each_timeout
-@pytest.mark.parametrize("path", ["/proc/self/status", "/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"])
+@pytest.mark.parametrize(
+    "path", ["/proc/self/status", "/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"]
+)
 def test_sendfile_of_what_does_not_know_its_length(
     pair: tuple[UdStream, UdStream], path: str, timeout: float | None
 ) -> None:
@@ -863,7 +865,9 @@ def test_sendfile_of_what_does_not_know_its_length(
 
 
 @each_timeout
-def test_sendfile_of_an_empty_file(pair: tuple[UdStream, UdStream], folder: Path, timeout: float | None) -> None:
+def test_sendfile_of_an_empty_file(
+    pair: tuple[UdStream, UdStream], folder: Path, timeout: float | None
+) -> None:
     """An empty file: nothing is sent, 0."""
     pair[0].timeout = timeout
     with regular(folder, b"") as file:
@@ -1219,7 +1223,13 @@ def test_what_it_is(pair: tuple[UdStream, UdStream]) -> None:
     assert isinstance(here.fileno(), int)
     assert here.name == here.fileno()
     assert here.flush() is None  # type: ignore[func-returns-value]
-    for call in (lambda: here.seek(0), lambda: here.seek(0, 2), here.tell, here.truncate, lambda: here.truncate(0)):
+    for call in (
+        lambda: here.seek(0),
+        lambda: here.seek(0, 2),
+        here.tell,
+        here.truncate,
+        lambda: here.truncate(0),
+    ):
         with pytest.raises(io.UnsupportedOperation):
             call()
 
@@ -1237,7 +1247,13 @@ def test_lines_of_the_raw_file(pair: tuple[UdStream, UdStream]) -> None:
 
 def test_no_copies(pair: tuple[UdStream, UdStream]) -> None:
     """A stream can be neither copied nor pickled: TypeError that says so."""
-    for call in (copy.copy, copy.deepcopy, pickle.dumps, lambda s: pickle.dumps(s, 0), lambda s: pickle.dumps([s])):
+    for call in (
+        copy.copy,
+        copy.deepcopy,
+        pickle.dumps,
+        lambda s: pickle.dumps(s, 0),
+        lambda s: pickle.dumps([s]),
+    ):
         with pytest.raises(TypeError, match="UdStream"):
             call(pair[0])  # type: ignore[operator]
 
@@ -1353,9 +1369,7 @@ ON_A_CLOSED_ONE: dict[str, Callable[[UdStream], object]] = {
 @pytest.mark.parametrize("how", ["close", "detach"])
 @pytest.mark.parametrize("name", ON_A_CLOSED_ONE)
 @each_timeout
-def test_closed_one(
-    pair: tuple[UdStream, UdStream], name: str, how: str, timeout: float | None
-) -> None:
+def test_closed_one(pair: tuple[UdStream, UdStream], name: str, how: str, timeout: float | None) -> None:
     """Every method of a closed or detached stream raises ValueError, and closing it again does nothing."""
     here = pair[0]
     here.timeout = timeout
@@ -1377,7 +1391,17 @@ def test_every_public_method_is_in_the_list_of_the_closed() -> None:
     """The test above knows every public name of UdStream."""
     known = {name.split()[0] for name in ON_A_CLOSED_ONE}
     # Makers, close and closed themselves; what a closed one collected may still be taken; mode is a constant.
-    known |= {"connect", "pair", "from_fd", "from_socket", "inherited", "close", "closed", "collected", "mode"}
+    known |= {
+        "connect",
+        "pair",
+        "from_fd",
+        "from_socket",
+        "inherited",
+        "close",
+        "closed",
+        "collected",
+        "mode",
+    }
 
     assert {name for name in dir(UdStream) if not name.startswith("_")} <= known
 

@@ -407,7 +407,9 @@ def test_timeout_is_the_streams_own(pair: tuple[UdStream, UdStream]) -> None:
             assert third.timeout is None
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("buffered", "sendfile", "recv_fds", "recv_ancillary")])
+@pytest.mark.parametrize(
+    "name", [name for name in CALLS if name not in ("buffered", "sendfile", "recv_fds", "recv_ancillary")]
+)
 def test_nonblocking_does_not_wait(pair: tuple[UdStream, UdStream], name: str) -> None:
     """A nonblocking stream does not wait for its timeout: None, or BlockingIOError, at once."""
     call, _, _ = not_ready(name, pair)
@@ -607,16 +609,18 @@ def test_connect_succeeds_when_room_is_made(
     assert not stormy or len(hits) >= 20
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError, InterruptedError, BlockingIOError, ValueError])
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, TimeoutError, InterruptedError, BlockingIOError, ValueError]
+)
 @pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["untimed", "timed"])
-def test_connect_that_a_handler_ends(
-    folder: Path, kind: type[BaseException], timeout: float | None
-) -> None:
+def test_connect_that_a_handler_ends(folder: Path, kind: type[BaseException], timeout: float | None) -> None:
     """What a signal handler raises, whatever it is, ends a waiting connect, and leaves nothing open."""
     raised = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raised.append(kind("by the handler") if len(raised) < 5 else AssertionError("it was never let through"))
+        raised.append(
+            kind("by the handler") if len(raised) < 5 else AssertionError("it was never let through")
+        )
         raise raised[-1]
 
     before = signal.signal(signal.SIGALRM, handler)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import socket
     from collections import deque
     from collections.abc import Iterable, Sequence
-    from typing import Any, BinaryIO, Literal, TypeAlias, overload
+    from typing import IO, Any, Literal, TypeAlias, overload
     from weakref import ref
 
     from typing_extensions import Buffer, Self
@@ -701,7 +701,7 @@ class UdStream(io.RawIOBase):
                 view.release()
         return sum(counts)
 
-    def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
+    def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
         """
         Send a file opened in binary mode, from *offset* to its end, or *count* bytes of it.
 
@@ -749,7 +749,7 @@ class UdStream(io.RawIOBase):
                     return
                 done += sent[-1]
 
-    def _send_by_reading(self, file: BinaryIO, count: int | None, sent: list[int]) -> None:
+    def _send_by_reading(self, file: IO[bytes], count: int | None, sent: list[int]) -> None:
         send = for_one_call(self._sock).send
         done = 0
         while count is None or done < count:
@@ -1010,7 +1010,7 @@ def _first_that_fit(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
     return [buffer for buffer in buffers if memoryview(buffer).nbytes][: _platform.IOV_MAX]
 
 
-def _is_plain_file(file: BinaryIO) -> bool:
+def _is_plain_file(file: IO[bytes]) -> bool:
     """Whether the kernel can send it: a regular file that says how long it is."""
     try:
         status = os.fstat(file.fileno())
