@@ -121,8 +121,12 @@ TOO_MUCH = 1 << 20
 
 # Where a reference falls short of what is checked, and how.
 DIFFERS = {
-    ("seek_is_unsupported", "Pipe"): "OSError (ESPIPE) from the kernel instead",
-    ("reads_into_2d", "Pipe"): "",
+    ("seek_is_unsupported", "Pipe"): "the kernel's OSError (ESPIPE) instead",
+    ("read_without_a_size", "Sockets"): "no None: RawIOBase.read takes an int",
+    ("drop_warns", "Sockets"): "silent; only its socket warns, when that is what is dropped",
+    ("drop_warns_at_the_line_that_drops", "Sockets"): "silent",
+    ("drop_closes_though_warnings_are_errors", "Sockets"): "silent",
+    ("dropped_buffer_names_it", "Sockets"): "silent",
 }
 
 
@@ -501,7 +505,7 @@ def test_contract(kind: type[Subject], name: str) -> None:
     subject = kind()
     try:
         if (name, kind.__name__) in DIFFERS:
-            with pytest.raises(BaseException):
+            with pytest.raises(Exception):  # noqa: B017, PT011 - whatever it is
                 CHECKS[name](subject)
         else:
             CHECKS[name](subject)

@@ -95,6 +95,9 @@ _ROOM = (
     + CMSG_SPACE(4096)
     + CMSG_SPACE(256)
 )
+# The same, as map() takes them.
+_ROOMS = (_ROOM,)
+_FLAGS = (MSG_CMSG_CLOEXEC,)
 _IOV_MAX = _platform.IOV_MAX
 _THREE_NAMES = ("_fds", "_fds", "_fds")
 
@@ -388,15 +391,16 @@ class Received:
     `close`, or the end of a ``with``, closes ``fds`` and ``pidfd``.
     """
 
-    __slots__ = ("nbytes", "fds", "credentials", "ancillary", "truncated", "pidfd", "security")
+    # Most bring little; what they lack they have from here.
+    fds: FileDescriptors = _NO_FDS
+    credentials: Credentials | None = None
+    truncated: bool = False
+    pidfd: FileDescriptors = _NO_FDS
+    security: bytes | None = None
 
-    nbytes: int
-    fds: FileDescriptors
-    credentials: Credentials | None
-    ancillary: list[tuple[int, int, bytes]]
-    truncated: bool
-    pidfd: FileDescriptors
-    security: bytes | None
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.ancillary: list[tuple[int, int, bytes]] = []
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
@@ -700,7 +704,16 @@ def _receive(sock: Any, buffers: Any, max_fds: int, flags: int = 0) -> Received:
     landed: list[Landed] = []
     try:
         # In this one bytecode the kernel's answer gets from its call into the list.
-        landed += starmap(sock.recvmsg_into, ((views, _ROOM, flags | MSG_CMSG_CLOEXEC),))
+        landed += map(sock.recvmsg_into, (views,), _ROOMS, (flags | MSG_CMSG_CLOEXEC,))
+        nbytes, cmsgs, got, _ = landed[0]
+        if len(cmsgs) == 1 and not got & MSG_CTRUNC:
+            ((level, kind, data),) = cmsgs
+            if kind == SCM_CREDENTIALS and level == SOL_SOCKET and len(data) == _UCRED.size:
+                # Alone, as they mostly are.
+                received = Received(nbytes)
+                pid, uid, gid = _UCRED.unpack(data)
+                received.credentials = _new_tuple(Credentials, (pid or None, uid, gid))
+                return received
         return _decoded(landed, max_fds)
     except BaseException:
         _discard(landed)
@@ -709,12 +722,12 @@ def _receive(sock: Any, buffers: Any, max_fds: int, flags: int = 0) -> Received:
 
 def _receive_quietly(sock: Any, buffers: Sequence[Buffer]) -> tuple[int, Received | None]:
     """Receive, and make a `Received` only if anything but bytes came."""
-    if len(buffers) == 1 and not len(memoryview(buffers[0])):
+    if len(buffers) == 1 and not len(buffers[0]):  # type: ignore[arg-type]
         # The kernel would give away the descriptors of the next byte, and not the byte.
         return 0, None
     landed: list[Landed] = []
     try:
-        landed += starmap(sock.recvmsg_into, ((buffers, _ROOM, MSG_CMSG_CLOEXEC),))
+        landed += map(sock.recvmsg_into, (buffers,), _ROOMS, _FLAGS)
         nbytes, cmsgs, flags, _ = landed[0]
         if not cmsgs and not flags & MSG_CTRUNC:
             return nbytes, None
@@ -738,11 +751,11 @@ def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, F
     fds: Any = None
     try:
         if recvmsg is not None:
-            landed += starmap(recvmsg, ((bufsize, _ROOM, MSG_CMSG_CLOEXEC),))
+            landed += map(recvmsg, (bufsize,), _ROOMS, _FLAGS)
             data, cmsgs, flags, _ = landed[0]
         else:
             buffer = bytearray(bufsize)
-            landed += starmap(sock.recvmsg_into, (((buffer,), _ROOM, MSG_CMSG_CLOEXEC),))
+            landed += map(sock.recvmsg_into, ((buffer,),), _ROOMS, _FLAGS)
             nbytes, cmsgs, flags, _ = landed[0]
             data = bytes(memoryview(buffer)[:nbytes])
         if len(cmsgs) == 1 and not flags & MSG_CTRUNC and MSG_CMSG_CLOEXEC:
@@ -802,12 +815,8 @@ def _rooms(buffers: Any) -> Sequence[Any]:
 def _decoded(landed: list[Landed], max_fds: int) -> Received:
     """What has landed, as a `Received`, which owns the descriptors from the moment *landed* is empty."""
     nbytes, cmsgs, flags, _ = landed[0]
-    received = Received()
-    received.nbytes = nbytes
-    received.fds = received.pidfd = _NO_FDS
-    received.credentials = received.security = None
-    others: list[tuple[int, int, bytes]] = []
-    received.ancillary = others
+    received = Received(nbytes)
+    others = received.ancillary
     received.truncated = flags & MSG_CTRUNC != 0
     numbers: list[int] = []
     pidfds: list[int] = []

@@ -117,11 +117,12 @@ class _CollectingSocket:
 
     def recv(self, size: int) -> bytes:
         buffer = bytearray(size)
-        del buffer[self._keep((buffer,)) :]
+        del buffer[self.recv_into(buffer) :]
         return bytes(buffer)
 
     def recvmsg_into(self, buffers: Sequence[Buffer], ancbufsize: int = 0, flags: int = 0) -> Any:
         if not ancbufsize:
+            # readv() sees to it that there is room.
             return self._keep(buffers), [], 0, None
         # Asked for with its ancillary data: that goes to the caller, and only the bytes are counted here.
         result = self.sock.recvmsg_into(buffers, ancbufsize, flags)
