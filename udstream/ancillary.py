@@ -391,16 +391,15 @@ class Received:
     `close`, or the end of a ``with``, closes ``fds`` and ``pidfd``.
     """
 
-    # Most bring little; what they lack they have from here.
-    fds: FileDescriptors = _NO_FDS
-    credentials: Credentials | None = None
-    truncated: bool = False
-    pidfd: FileDescriptors = _NO_FDS
-    security: bytes | None = None
+    __slots__ = ("nbytes", "fds", "credentials", "ancillary", "truncated", "pidfd", "security")
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
+        self.fds = self.pidfd = _NO_FDS
+        self.credentials: Credentials | None = None
         self.ancillary: list[tuple[int, int, bytes]] = []
+        self.truncated = False
+        self.security: bytes | None = None
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""

@@ -342,8 +342,11 @@ class _File:
         # One that was never finished has no stream to close.
         stream = getattr(self, "_stream", None)
         if stream is not None and not stream.closed:
-            warn(f"unclosed file {self!r}", ResourceWarning, 2, self)
-            self.close()
+            try:
+                warn(f"unclosed file {self!r}", ResourceWarning, 2, self)
+            finally:
+                # Also where warnings are errors.
+                self.close()
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__}.{type(self).__qualname__}"

@@ -225,12 +225,14 @@ class UdStream(io.RawIOBase):
     @classmethod
     def from_fd(cls, fd: int) -> Self:
         """
-        Take over the open descriptor *fd*, in whatever mode it is.
+        Take over the open descriptor *fd*, in whatever mode it is; it is made close-on-exec.
 
         `ValueError`, and the descriptor stays the caller's, when it is not a connected Unix stream socket;
         `OSError` (``EBADF``) when it is not open at all.
         """
-        return cls._adopt(_csocket.adopt(fd, listening=False))
+        self = cls._adopt(_csocket.adopt(fd, listening=False))
+        os.set_inheritable(fd, False)
+        return self
 
     @classmethod
     def from_socket(cls, sock: socket.socket) -> Self:
@@ -241,10 +243,12 @@ class UdStream(io.RawIOBase):
         nonblocking one stays nonblocking. `ValueError`, and the socket keeps all it had, when it is not a
         connected Unix stream socket.
         """
+        if not isinstance(sock, CSocket):
+            raise TypeError(f"a socket.socket is due, not {type(sock).__name__}")
         seconds = sock.gettimeout()
         if sock.fileno() < 0:
             raise ValueError("the socket is closed")
-        self = cls._adopt(_csocket.adopt(sock.fileno(), listening=False))
+        self = cls.from_fd(sock.fileno())
         sock.detach()
         if seconds:
             self.set_nonblocking(False)
@@ -323,14 +327,16 @@ class UdStream(io.RawIOBase):
     def __del__(self) -> None:
         # One that was never finished has nothing to close.
         if not getattr(self, "closed", True):
-            self._dealloc_warn(self)
-            self.close()
+            try:
+                warn(f"unclosed {self!r}", ResourceWarning, 2, self)
+            finally:
+                # Also where warnings are errors.
+                self.close()
 
     def _dealloc_warn(self, source: object) -> None:
         # The buffered and text files of io call this as they are dropped unclosed, with themselves.
         if not self.closed:
-            what = repr(self) if source is self else f"{source!r} over {self!r}"
-            warn(f"unclosed {what}", ResourceWarning, 2, source)
+            warn(f"unclosed {source!r} over {self!r}", ResourceWarning, 2, source)
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__}.{type(self).__qualname__}"
