@@ -1025,7 +1025,11 @@ def test_no_signal_ever(folder: Path, timed: str) -> None:
     # The last one is to show that this would be noticed.
     calls = [*WRITING_CALLS, "os.write(here.fileno(), b'x')"]
     ran = subprocess.run(
-        python(SIGPIPE, timed, *calls), env=environment(folder), capture_output=True, text=True, timeout=PATIENCE
+        python(SIGPIPE, timed, *calls),
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     ended = dict(zip(calls, map(int, ran.stdout.split()), strict=True))
 

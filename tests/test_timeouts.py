@@ -640,10 +640,10 @@ def test_connect_that_a_handler_ends(folder: Path, kind: type[BaseException], ti
 
 def test_listener_that_goes_away_ends_a_waiting_connect(folder: Path) -> None:
     """A connect that waits for room fails when the listener closes instead: ConnectionRefusedError."""
+    main = threading.main_thread().native_id
+    assert main is not None
     for timeout in (None, PATIENCE):
         path = folder / f"s{timeout}"
-        main = threading.main_thread().native_id
-        assert main is not None
         with clogged(path) as listener:
 
             def leave(listener: socket.socket = listener) -> None:
@@ -696,10 +696,10 @@ def test_connect_timeout_stays_the_streams(folder: Path) -> None:
 
 def test_default_timeout_does_not_hurry_a_connect(folder: Path) -> None:
     """socket.setdefaulttimeout() is not the timeout of a connect, not even 0."""
+    pause = threading.Event()
     for default in (0.0, 0.01):
         path = folder / f"s{default}"
         with clogged(path) as listener:
-            pause = threading.Event()
             with in_thread(lambda listener=listener: (pause.wait(0.1), listener.accept()[0].close())):
                 try:
                     socket.setdefaulttimeout(default)
@@ -713,7 +713,7 @@ def test_default_timeout_does_not_hurry_a_connect(folder: Path) -> None:
 
 def test_timeout_while_another_thread_closes(pair: tuple[UdStream, UdStream]) -> None:
     """A timed call whose stream another thread closes ends by itself, at its time, and touches no other fd."""
-    here, there = pair
+    here, _ = pair
     here.timeout = 0.2
     ids: list[int] = []
 
@@ -747,4 +747,6 @@ def test_option_really_looks(folder: Path) -> None:
         assert not options(one.fileno())[0]
         other.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 1, 0))
         other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 1, 0))
-        assert all(a != b for a, b in itertools.islice(zip(options(other.fileno()), UNTOUCHED), 1, None))
+        assert all(
+            a != b for a, b in itertools.islice(zip(options(other.fileno()), UNTOUCHED, strict=True), 1, None)
+        )
