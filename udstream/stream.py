@@ -12,7 +12,8 @@ from _operator import index
 from _warnings import warn
 from time import monotonic
 
-from . import _csocket, _platform, ancillary, files
+from . import _csocket, _platform, files
+from . import ancillary as side
 from ._csocket import CSocket
 from ._timing import TimedSocket, checked_timeout, for_one_call
 from ._waiting import timed_out, wait
@@ -136,7 +137,7 @@ class _CollectingSocket:
         return self.sock.sendmsg(buffers, cmsgs, flags)  # type: ignore[no-any-return]
 
     def _keep(self, buffers: Sequence[Buffer]) -> int:
-        nbytes, received = ancillary._receive_quietly(self.sock, buffers)
+        nbytes, received = side._receive_quietly(self.sock, buffers)
         if received is not None:
             self._collected.append((self._offset[0], received))
         self._offset[0] += nbytes
@@ -845,25 +846,25 @@ class UdStream(io.RawIOBase):
 
     # --- ancillary data ---
 
-    def send_ancillary(self, buffers: Any, ancillary_data: Iterable[Any] = ()) -> int:
+    def send_ancillary(self, buffers: Any, ancillary: Iterable[Any] = ()) -> int:
         """`ancillary.send_ancillary` on this stream, with its timeout."""
-        return ancillary._send(self._sock, buffers, ancillary_data, 0)
+        return side._send(self._sock, buffers, ancillary, 0)
 
-    def recv_ancillary(self, buffers: Any, *, max_fds: int = ancillary.MAX_FDS) -> Received:
+    def recv_ancillary(self, buffers: Any, *, max_fds: int = side.MAX_FDS) -> Received:
         """`ancillary.recv_ancillary` on this stream, with its timeout."""
-        return ancillary._receive(self._sock, buffers, max_fds, 0)
+        return side._receive(self._sock, buffers, max_fds, 0)
 
     def send_fds(self, buffers: Any, fds: Iterable[Any]) -> int:
         """`ancillary.send_fds` on this stream, with its timeout for the whole call."""
-        return ancillary._send_fds(for_one_call(self._sock), buffers, fds)
+        return side._send_fds(for_one_call(self._sock), buffers, fds)
 
-    def recv_fds(self, bufsize: int, max_fds: int = ancillary.MAX_FDS) -> tuple[bytes, FileDescriptors]:
+    def recv_fds(self, bufsize: int, max_fds: int = side.MAX_FDS) -> tuple[bytes, FileDescriptors]:
         """`ancillary.recv_fds` on this stream, with its timeout."""
-        return ancillary._recv_fds(self._sock, bufsize, max_fds)
+        return side._recv_fds(self._sock, bufsize, max_fds)
 
     def peer_credentials(self) -> Credentials:
         """`ancillary.peer_credentials` of this stream: who is at the other end, fixed at connect time."""
-        return ancillary.peer_credentials(self)
+        return side.peer_credentials(self)
 
     @property
     def collect_ancillary(self) -> bool:
