@@ -874,9 +874,9 @@ def peer_credentials(fd: Fd) -> Credentials:
     """
     Who is at the other end, from the kernel, as it was when the two were connected.
 
-    Nobody can forge it, and it never changes: a child that got the connection, or a process that changed
-    its user since, shows as whoever connected, or listened, or made the pair. ``pid`` is None where the
-    kernel says 0; never take a pid for proof, as it may be in use again (`peer_pidfd`). Of a listening
+    Nobody can forge it, and it never changes (on macOS, but for the pid, which is that of the process that
+    used the socket last): a child that got the connection, or a process that changed its user since, shows
+    as whoever connected, or listened, or made the pair. ``pid`` is None where the kernel says 0; never take a pid for proof, as it may be in use again (`peer_pidfd`). Of a listening
     socket Linux tells who listened; of one that is not connected, None and 4294967295. uid and gid are the
     effective ones. System call: ``getsockopt`` (``SO_PEERCRED``; on macOS and FreeBSD ``LOCAL_PEERCRED``, on
     NetBSD ``LOCAL_PEEREID``). Elsewhere: `NotImplementedError`.
