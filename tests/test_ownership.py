@@ -607,7 +607,8 @@ def test_dropped_in_a_cycle() -> None:
         one.myself = one  # type: ignore[attr-defined]
         return one
 
-    assert len(dropped(make)) == 1
+    # From Python 3.12 on the collector may finish off the socket inside first, which then warns as well.
+    assert len([message for message in dropped(make) if "UdStream" in message]) == 1
 
 
 def test_closed_one_is_dropped_in_silence(pair: tuple[UdStream, UdStream]) -> None:
