@@ -17,7 +17,7 @@ import errno
 import os
 from _collections_abc import Sequence
 from _operator import itemgetter
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CTRUNC, SOCK_STREAM
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CTRUNC, MSG_DONTWAIT, SOCK_STREAM
 from _warnings import warn
 from itertools import starmap
 from os import close as _close
@@ -25,7 +25,7 @@ from os import closerange as _closerange
 from struct import Struct, pack
 from struct import error as StructError
 
-from . import _csocket, _platform
+from . import _csocket, _platform, _timing
 from ._platform import (
     MSG_CMSG_CLOEXEC,
     MSG_NOSIGNAL,
@@ -35,6 +35,7 @@ from ._platform import (
     SCM_SECURITY,
     SOL_SOCKET,
 )
+from ._waiting import POLLIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -195,8 +196,11 @@ class FileDescriptors(Sequence):  # type: ignore[type-arg]
         Those that `file`, `socket` or `stream` took are not in it.
         """
         fds = self._fds
+        if -1 in fds:
+            fds = [fd for fd in fds if fd >= 0]
+        # Last of all: from here to the caller no signal handler can raise.
         self._fds = []
-        return [fd for fd in fds if fd >= 0] if -1 in fds else fds
+        return fds
 
     def close(self) -> None:
         """
@@ -257,8 +261,15 @@ class FileDescriptors(Sequence):  # type: ignore[type-arg]
 
         fd = self._untaken(index)
         blocking = os.get_blocking(fd)
-        sock = socket.socket(fileno=fd)
-        self._fds[index] = -1
+        sock = socket.socket.__new__(socket.socket)
+        try:
+            self._fds[index] = -1
+            sock.__init__(fileno=fd)  # type: ignore[misc]
+        except BaseException:
+            # Whatever was raised, and wherever, one of the two has it, and not both.
+            if sock.fileno() < 0:
+                self._fds[index] = fd
+            raise
         if sock.getblocking() != blocking or sock.gettimeout():
             sock.setblocking(blocking)
         return sock
@@ -502,17 +513,18 @@ def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, flags
     views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
     first = 0
     skip = sent
+    steps = [sent]
     try:
         while sent < size:
             while skip >= len(views[first]):
                 skip -= len(views[first])
                 first += 1
             with views[first][skip:] as head:
-                done = sock.sendmsg([head, *views[first + 1 : first + _IOV_MAX]], (), flags)
-            sent += done
-            skip += done
-    except OSError as error:
-        error.nbytes = sent  # type: ignore[attr-defined]
+                steps += starmap(sock.sendmsg, (([head, *views[first + 1 : first + _IOV_MAX]], (), flags),))
+            sent += steps[-1]
+            skip += steps[-1]
+    except BaseException as error:
+        error.nbytes = sum(steps)  # type: ignore[attr-defined]
         raise
     finally:
         # The error's traceback keeps them alive, and with them the lock on a bytearray's size.
@@ -531,7 +543,7 @@ def _payload(buffers: Any) -> tuple[Sequence[Any], int]:
         try:
             return (buffers,), memoryview(buffers).nbytes
         except TypeError:
-            buffers = list(buffers)
+            buffers = list(_iterated(buffers, "buffers"))
     if len(buffers) == 1 and type(buffers[0]) is bytes:
         return buffers, len(buffers[0])
     sizes = [memoryview(buffer).nbytes for buffer in buffers]
@@ -702,8 +714,11 @@ def _receive(sock: Any, buffers: Any, max_fds: int, flags: int = 0) -> Received:
     views = (buffers,) if type(buffers) is bytearray and buffers else _rooms(buffers)
     landed: list[Landed] = []
     try:
-        # In this one bytecode the kernel's answer gets from its call into the list.
-        landed += map(sock.recvmsg_into, (views,), _ROOMS, (flags | MSG_CMSG_CLOEXEC,))
+        if isinstance(sock, _csocket.CSocket):
+            # In this one bytecode the kernel's answer gets from its call into the list.
+            landed += map(sock.recvmsg_into, (views,), _ROOMS, (flags | MSG_CMSG_CLOEXEC,))
+        else:
+            _land(sock, landed, views, flags | MSG_CMSG_CLOEXEC)
         nbytes, cmsgs, got, _ = landed[0]
         if len(cmsgs) == 1 and not got & MSG_CTRUNC:
             ((level, kind, data),) = cmsgs
@@ -719,6 +734,31 @@ def _receive(sock: Any, buffers: Any, max_fds: int, flags: int = 0) -> Received:
         raise
 
 
+def _land(sock: Any, landed: list[Landed], buffers: Sequence[Any], flags: int) -> None:
+    """
+    Receive, and put what the kernel said into *landed*: in one bytecode, from the call in C into the list.
+
+    What times or counts the reads of a socket is therefore not asked to make this one: on the way back
+    through it a signal handler could raise, and the descriptors be lost. Only what it stands round is used,
+    and its waiting; and what counts is told how much was read.
+    """
+    if isinstance(sock, _timing.TimedSocket):
+        arguments = (buffers, _ROOM, flags | MSG_DONTWAIT)
+
+        def land() -> None:
+            landed.extend(starmap(sock.sock.recvmsg_into, (arguments,)))
+
+        try:
+            land()
+        except BlockingIOError:
+            sock._wait_for(POLLIN, land)
+    elif hasattr(sock, "counted"):
+        _land(sock.sock, landed, buffers, flags)
+        sock.counted(landed[0][0])
+    else:
+        landed += starmap(sock.recvmsg_into, ((buffers, _ROOM, flags),))
+
+
 def _receive_quietly(sock: Any, buffers: Sequence[Buffer]) -> tuple[int, Received | None]:
     """Receive, and make a `Received` only if anything but bytes came."""
     if len(buffers) == 1 and not len(buffers[0]):  # type: ignore[arg-type]
@@ -726,7 +766,10 @@ def _receive_quietly(sock: Any, buffers: Sequence[Buffer]) -> tuple[int, Receive
         return 0, None
     landed: list[Landed] = []
     try:
-        landed += map(sock.recvmsg_into, (buffers,), _ROOMS, _FLAGS)
+        if isinstance(sock, _csocket.CSocket):
+            landed += map(sock.recvmsg_into, (buffers,), _ROOMS, _FLAGS)
+        else:
+            _land(sock, landed, buffers, MSG_CMSG_CLOEXEC)
         nbytes, cmsgs, flags, _ = landed[0]
         if not cmsgs and not flags & MSG_CTRUNC:
             return nbytes, None
@@ -754,7 +797,7 @@ def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, F
             data, cmsgs, flags, _ = landed[0]
         else:
             buffer = bytearray(bufsize)
-            landed += map(sock.recvmsg_into, ((buffer,),), _ROOMS, _FLAGS)
+            _land(sock, landed, (buffer,), MSG_CMSG_CLOEXEC)
             nbytes, cmsgs, flags, _ = landed[0]
             data = bytes(memoryview(buffer)[:nbytes])
         if len(cmsgs) == 1 and not flags & MSG_CTRUNC and MSG_CMSG_CLOEXEC:
@@ -801,7 +844,7 @@ def _rooms(buffers: Any) -> Sequence[Any]:
         try:
             size = memoryview(buffers).nbytes
         except TypeError:
-            buffers = list(buffers)
+            buffers = list(_iterated(buffers, "buffers"))
         else:
             buffers = (buffers,) if size else ()
     if len(buffers) > _IOV_MAX or not all(map(len, buffers)):

@@ -121,14 +121,13 @@ class _CollectingSocket:
         del buffer[self.recv_into(buffer) :]
         return bytes(buffer)
 
-    def recvmsg_into(self, buffers: Sequence[Buffer], ancbufsize: int = 0, flags: int = 0) -> Any:
-        if not ancbufsize:
-            # readv() sees to it that there is room.
-            return self._keep(buffers), [], 0, None
-        # Asked for with its ancillary data: that goes to the caller, and only the bytes are counted here.
-        result = self.sock.recvmsg_into(buffers, ancbufsize, flags)
-        self._offset[0] += result[0]
-        return result
+    def recvmsg_into(self, buffers: Sequence[Buffer]) -> Any:
+        # readv() sees to it that there is room.
+        return self._keep(buffers), [], 0, None
+
+    def counted(self, nbytes: int) -> None:
+        """What was received with its ancillary data by a caller who has that: see `ancillary._land`."""
+        self._offset[0] += nbytes
 
     def send(self, data: Buffer, flags: int) -> int:
         return self.sock.send(data, flags)  # type: ignore[no-any-return]
