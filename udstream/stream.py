@@ -717,7 +717,8 @@ class UdStream(io.RawIOBase):
         text, a count of 0 or less: `ValueError`. System call: ``sendfile``, or, for what is no regular
         file and for a stream with a timeout, ``read`` and ``send``.
         """
-        if "b" not in getattr(file, "mode", "b"):
+        mode = getattr(file, "mode", "b")
+        if isinstance(mode, str) and "b" not in mode:
             raise ValueError("the file must be opened in binary mode")
         if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
             raise TypeError(f"count must be a positive int or None, not {count!r}")
@@ -1018,10 +1019,13 @@ def _first_that_fit(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
 
 
 def _is_plain_file(file: IO[bytes]) -> bool:
-    """Whether the kernel can send it: a regular file that says how long it is."""
+    """Whether the kernel can send it: a regular file that says how long it is, and whose bytes are its own."""
+    # A GzipFile, say, has the number of the packed file's descriptor for its own.
+    if not isinstance(getattr(file, "raw", file), io.FileIO):
+        return False
     try:
         status = os.fstat(file.fileno())
-    except (AttributeError, OSError):
+    except OSError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
