@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import udstream
-from udstream import Shutdown, UdStream
+from udstream import Shutdown, UdStream, _timing
 
 PATIENCE = 20.0
 TOO_MUCH = 1 << 20
@@ -325,16 +325,36 @@ def test_end_of_the_wait(pair: tuple[UdStream, UdStream]) -> None:
     assert isinstance(result[0], BrokenPipeError)
 
 
-def test_another_reader_was_quicker(pair: tuple[UdStream, UdStream]) -> None:
-    """Of two timed readers of one connection the one that gets nothing waits on, until its own time is up."""
+def test_another_reader_was_quicker(pair: tuple[UdStream, UdStream], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timed reader that is woken, and then finds that another reader took it all, waits on."""
     here, there = pair
-    here.timeout = 0.3
-    with here.dup() as twin:
-        with in_thread(lambda: here.read(1)) as one, in_thread(lambda: twin.read(1)) as other:
-            there.write(b"x")
+    here.timeout = PATIENCE
+    wait_by = _timing.wait_by
+    stolen: list[bytes | None] = []
 
-    assert [b"x"] == [result for result in one + other if isinstance(result, bytes)]
-    assert [TimeoutError] == [type(result) for result in one + other if not isinstance(result, bytes)]
+    def thief(*arguments: Any) -> Any:
+        result = wait_by(*arguments)
+        if not stolen:
+            stolen.append(os.read(here.fileno(), 1))
+            there.write(b"second")
+        return result
+
+    monkeypatch.setattr(_timing, "wait_by", thief)
+    pause = threading.Event()
+    with in_thread(lambda: (pause.wait(0.02), there.write(b"1"))):
+        assert here.read(10) == b"second"
+    assert stolen == [b"1"]
+
+    stolen.clear()
+    here.timeout = 0.1
+    began = time.monotonic()
+    monkeypatch.setattr(
+        _timing, "wait_by", lambda *a: (wait_by(*a), stolen.append(os.read(here.fileno(), 1)))[0]
+    )
+    with in_thread(lambda: (pause.wait(0.02), there.write(b"1"))), pytest.raises(TimeoutError):
+        here.read(10)
+    assert stolen == [b"1"]
+    assert 0.1 <= time.monotonic() - began < 5
 
 
 # --- who notices ---
@@ -558,6 +578,42 @@ def test_connect_times_out_on_a_full_backlog(folder: Path, kind: str, stormy: bo
     assert 2 * SHORT * 0.9 <= took < 5
     assert caught.value.errno == errno.ETIMEDOUT
     assert str(path) == caught.value.filename
+
+
+def test_one_late_signal_does_not_lengthen_a_connect(folder: Path) -> None:
+    """A signal shortly before a connect's time is up leaves it only what is left of that."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with clogged(folder / "s"):
+            began = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, 0.7)
+            with pytest.raises(TimeoutError):
+                UdStream.connect(folder / "s", timeout=0.75)
+            took = time.monotonic() - began
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    # Waiting anew would take 1.45 seconds.
+    assert 0.7 <= took < 1.35
+
+
+def test_tiny_timeouts_of_a_connect(folder: Path) -> None:
+    """A timeout below what the kernel can count is short, and never turns into none at all."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("it waits for ever")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE / 4)
+    try:
+        with clogged(folder / "s"):
+            for nanoseconds in range(50, 1500, 25):
+                with pytest.raises(TimeoutError):
+                    UdStream.connect(folder / "s", timeout=nanoseconds * 1e-9)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_open_times_out_on_a_full_backlog(folder: Path) -> None:
