@@ -321,7 +321,11 @@ class UdStream(io.RawIOBase):
             self.closed = True  # type: ignore[misc]
         else:
             sock = self._bare()
-            self._forget()
+            try:
+                self._forget()
+            finally:
+                sock.close()
+            return
         sock.close()
 
     def __del__(self) -> None:
