@@ -22,15 +22,17 @@ from __future__ import annotations
 
 import errno
 import os
-from _thread import RLock
+from _socket import MSG_DONTWAIT
+from _thread import RLock, get_ident
 
 from ._csocket import CSocket
-from ._platform import MSG_NOSIGNAL
-from ._timing import TimedSocket, for_one_call
+from ._platform import MSG_NOSIGNAL, SENT_WHOLE, sent_whole
+from ._timing import TimedSocket, for_one_call, keep
 from ._waiting import POLLIN, POLLOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import io
     from typing import Any, Protocol
 
     from typing_extensions import Buffer
@@ -46,15 +48,13 @@ if TYPE_CHECKING:
         def timeout(self) -> float | None: ...
 
         def write_all(self, data: Buffer) -> int: ...
-        def _send_now(self, data: Buffer) -> int: ...
+        def _bare(self) -> CSocket: ...
         def _wait(self, events: int, deadline: float | None) -> int: ...
         def _deadline(self) -> float | None: ...
 
-    class Flushable(Protocol):
-        def flush(self) -> object: ...
-
 
 _FLAGS = (MSG_NOSIGNAL,)
+_NOW = MSG_NOSIGNAL | MSG_DONTWAIT
 # How much a text file reads at once, and how long a line grows that is held back for want of its end.
 _TEXT_CHUNK = 1 << 15
 _LONGEST_HELD = 1 << 16
@@ -80,6 +80,7 @@ class Sink:
         "_lock",
         "_room",
         "_skip",
+        "_whole",
         "closed",
         "raw",
         "source",
@@ -104,6 +105,8 @@ class Sink:
         # How much of what the layer above will hand over again was sent before an exception.
         self._skip = 0
         self._lock = RLock()
+        # How many bytes the kernel takes as a whole or not at all, as far as is known.
+        self._whole = SENT_WHOLE
 
     # --- what the C layers ask ---
 
@@ -116,8 +119,8 @@ class Sink:
     def seekable(self) -> bool:
         return False
 
-    def flush(self) -> None:
-        """Asked by the text layer after each line, if it is to; it has already written then."""
+    # Asked by the text layer after each line, if it is to; it has already written then.
+    flush = bool
 
     def close(self) -> None:
         """Asked by the layers above as they are collected, maybe before the file itself; that closes."""
@@ -159,16 +162,13 @@ class Sink:
         """Send all that was taken; what an exception on the way leaves is kept, to go on with."""
         chunks = self._chunks
         with self._lock:
-            while chunks:
-                data = chunks[0] if len(chunks) == 1 else self._gathered()
-                sent = self.raw._send_now(data)
-                if sent < len(data):
-                    data = chunks[0] = data[sent:]
-                    try:
-                        self.raw.write_all(data)
-                    except BaseException as error:
-                        chunks[0] = data[getattr(error, "nbytes", 0) :]
-                        raise
+            while self._send_now():
+                data = chunks[0]
+                try:
+                    self.raw.write_all(data)
+                except BaseException as error:
+                    chunks[0] = data[getattr(error, "nbytes", 0) :]
+                    raise
                 del chunks[0]
             self.all_sent()
 
@@ -181,9 +181,18 @@ class Sink:
         if not self._lock.acquire(False):
             return False
         try:
-            return self._send_now()
+            # Before the last look at the chunks, so that what is put meanwhile is noted after it.
+            self._room = -1
+            self.unsent = False
+            if self._send_now():
+                self.unsent = True
+                return True
+        except OSError:
+            # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
+            self.unsent = True
         finally:
             self._lock.release()
+        return False
 
     def shut(self) -> None:
         """Take nothing more; what is left is dropped."""
@@ -223,32 +232,60 @@ class Sink:
         if source is not None:
             source.__class__ = Source
 
-    def _gathered(self) -> bytes:
-        """All chunks as one, which also takes their place."""
+    def _gather(self) -> None:
+        """Make one chunk of all that are there."""
         chunks = self._chunks
         many = len(chunks)
-        if many > 1:
-            chunks[:many] = [b"".join(chunks[:many])]
-        return chunks[0]
+        chunks[:many] = [b"".join(chunks[:many])]
 
     def _send_now(self) -> bool:
+        """Send what can be sent without waiting; return whether something is left."""
         chunks = self._chunks
-        # Before the last look at the chunks, so that what is put meanwhile is noted after it.
-        self._room = -1
-        self.unsent = False
+        sock = self.raw._sock
+        if sock.__class__ is not CSocket:
+            sock = self.raw._bare()
         try:
             while chunks:
-                data = chunks[0] if len(chunks) == 1 else self._gathered()
-                sent = self.raw._send_now(data)
-                if sent < len(data):
-                    chunks[0] = data[sent:]
-                    self.unsent = True
-                    return True
+                if len(chunks) > 1:
+                    self._gather()
+                data = chunks[0]
+                size = len(data)
+                if size > self._whole:
+                    if not self._send_some(sock):
+                        return True
+                    continue
+                # It goes as a whole or not at all, and without waiting. So it is taken out first: if a signal handler
+                # raises, then as the call returns, when it must not be sent again.
                 del chunks[0]
-        except OSError:
-            # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
-            self.unsent = True
+                try:
+                    sent = sock.send(data, _NOW)
+                except OSError as error:
+                    if error.__traceback__.tb_next is None:  # type: ignore[union-attr]
+                        # Raised by the call itself, and by no handler.
+                        chunks.insert(0, data)
+                    raise
+                if sent != size:
+                    chunks.insert(0, data[sent:])
+                    return True
+        except BlockingIOError:
+            return True
         return False
+
+    def _send_some(self, sock: CSocket) -> bool:
+        """Send as much of the first chunk as can be sent without waiting; return whether that was all."""
+        chunks = self._chunks
+        data = chunks[0]
+        if self._whole == SENT_WHOLE:
+            self._whole = sent_whole(sock)
+        sent: list[int] = []
+        try:
+            keep(sock, sent, "send", data, _NOW)
+        finally:
+            if sum(sent) == len(data):
+                del chunks[0]
+            else:
+                chunks[0] = data[sum(sent) :]
+        return sum(sent) == len(data)
 
     def _try_to_drain(self) -> None:
         try:
@@ -293,20 +330,27 @@ class TextSink(Sink):
     So ``write`` takes everything, and `_WatchingSink` stops the next call as long as something is left.
     """
 
-    __slots__ = ("_for_reader", "writer")
+    __slots__ = ("_reader", "_sure", "_writer")
     _takes_all = True
 
     def __init__(self, raw: Raw, limit: int) -> None:
         super().__init__(raw, limit)
-        # The text layer, where a reader may have to empty it.
-        self.writer: Flushable | None = None
-        self._for_reader = False
+        # The text layer, where a reader may have to empty it, and the thread that is doing so.
+        self._writer: Any = None
+        self._reader = 0
+        self._sure = False
+
+    def empties(self, writer: io.TextIOWrapper) -> None:
+        """Say what the text layer is, which a reader has to empty."""
+        self._writer = writer
+        # With these nothing but C code runs between its look at `closed` and the taking of the text.
+        self._sure = writer.errors == "strict" and writer.encoding in ("utf-8", "UTF-8")
 
     def write(self, data: bytes) -> int:
+        if self._reader and self._reader == get_ident():
+            self._append(data)
+            return len(data)
         with self._lock:
-            if self._for_reader:
-                self._append(data)
-                return len(data)
             if self._chunks:
                 self._append(data)
                 self._try_to_drain()
@@ -325,29 +369,35 @@ class TextSink(Sink):
         if not self._lock.acquire(False):
             return False
         try:
-            if self.writer is not None:
-                self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
-                self._for_reader = True
+            if self._writer is None:
+                self.unsent = False
+            else:
+                # From here on each write announces itself before its text is taken. One that did so before, and
+                # whose text is not there yet, there is only if other Python code runs in between.
+                self.unsent = not self._sure
+                self.watch()
+                self._reader = get_ident()
                 try:
-                    self.writer.flush()
+                    self._writer.flush()
                 finally:
-                    self._for_reader = False
-            left = self._send_now()
-            # What another thread is about to append was announced before, so it may have been missed: each
-            # read empties the text layer anew.
+                    self._reader = 0
+            if self._send_now():
+                self.unsent = True
+                return True
+        except OSError:
             self.unsent = True
-            self.watch()
-            return left
         finally:
             self._lock.release()
+        return False
 
     def shut(self) -> None:
         self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
         super().shut()
-        self.writer = None
+        self._writer = None
 
     def all_sent(self) -> None:
         super().all_sent()
+        # Of what is in the text layer only a reader makes sure.
         self.unsent = True
         if self.source is not None:
             self.watch()
@@ -360,13 +410,17 @@ class _WatchingSink(TextSink):
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
+        if self._reader and self._reader == get_ident():
+            return False
         if self._chunks:
             self.drain()
-        self.__class__ = TextSink  # type: ignore[assignment]
-        self.unsent = True
         source = self.source
-        if source is not None and source.__class__ is Source:
+        # From here until the text is taken there is no call and no jump, where another thread, or a signal
+        # handler, could come between.
+        if source is not None:
             source.__class__ = _SourceAfterWrite
+        self.unsent = True
+        self.__class__ = TextSink  # type: ignore[assignment]
         return self.closed
 
 
@@ -467,11 +521,15 @@ class Source:
         if timed or self.held or self._refusal is not None:
             return self._read1_with_care()
         try:
-            data = self._receive(sock, _TEXT_CHUNK)
+            if self.sink is not None and self.sink.unsent:
+                self._let_sink_send(sock)
+            data: bytes = sock.recv(_TEXT_CHUNK)
         except BlockingIOError:
             self._refuse_if_midline()
             raise
-        return self._handed_on(data)
+        if data:
+            self.midline = self._end is None or not data.endswith(self._end)
+        return data
 
     def read(self, size: int = -1) -> bytes:
         """Everything up to the end of file, for `io.TextIOWrapper.read`."""
@@ -645,7 +703,7 @@ class _SourceAfterWrite(Source):
         sink = self.sink
         if sink is not None:
             sink.send_for_reader()
-        return False
+        return self.closed
 
 
 def _bytes_of(data: Buffer) -> bytes:

@@ -30,6 +30,18 @@ HAS_LONG_PATHS = LINUX
 MSG_NOSIGNAL: int = getattr(_socket, "MSG_NOSIGNAL", 0)
 SO_NOSIGPIPE: int | None = 0x1022 if sys.platform == "darwin" else None
 
+# How many bytes a send without waiting takes as a whole or not at all, whatever the socket's send buffer. Linux
+# splits no piece that fits into half of it, so that more is known where the size of that is.
+SENT_WHOLE = 2048 if LINUX else 0
+
+
+def sent_whole(sock: _socket.socket) -> int:
+    """The like of `SENT_WHOLE` for one socket."""
+    if not LINUX:
+        return 0
+    return min(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) // 2 - 64, 1 << 15)
+
+
 try:
     IOV_MAX: int = os.sysconf("SC_IOV_MAX")
 except (ValueError, OSError):  # pragma: no cover - POSIX promises at least 16

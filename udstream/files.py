@@ -532,7 +532,7 @@ class TextFile(_File, _TextBase):
                 writer._CHUNK_SIZE = size
             self.write = writer.write  # type: ignore[method-assign]
             if mode.reading:
-                sink.writer = writer
+                sink.empties(writer)
         tie(self._source, self._sink)
         self._opened(stream)
 
