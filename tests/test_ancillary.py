@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from udstream import UdStream, ancillary
+from udstream import UdStream, _collecting, ancillary
 from udstream.ancillary import Credentials, FileDescriptors
 
 Pair = tuple[socket.socket, socket.socket]
@@ -39,6 +39,17 @@ def pair() -> Iterator[Pair]:
     one, other = socket.socketpair()
     with one, other:
         yield one, other
+
+
+def read_and_collect(sock: socket.socket) -> None:
+    """Read with `UdStream.collect_ancillary`, and close what came."""
+    with UdStream.from_fd(os.dup(sock.fileno())) as stream:
+        stream.collect_ancillary = True
+        try:
+            stream.read(10)
+        finally:
+            for _, received in stream.collected:
+                received.close()
 
 
 @pytest.fixture
@@ -659,9 +670,7 @@ def test_pidfds_of_the_kernel(pair: Pair) -> None:
     _data, got = ancillary.recv_fds(other, 1)
     got.close()
     one.send(b"x")
-    received_quietly = ancillary._receive_quietly(other, (bytearray(1),))[1]
-    assert received_quietly is not None
-    received_quietly.close()
+    read_and_collect(other)
 
     assert fd_count() == before
 
@@ -690,21 +699,6 @@ def test_unknown_message_goes_round(pair: Pair) -> None:
 
     with pytest.raises(TypeError, match="level and type"):
         ancillary.send_ancillary(one, b"x", [("a", 1, b"")])
-
-
-def test_receive_quietly(pair: Pair) -> None:
-    """A quiet receive makes a Received only when something came; into no room it reads nothing."""
-    one, other = pair
-    buffer = bytearray(3)
-
-    one.send(b"abc")
-    assert ancillary._receive_quietly(other, (buffer,)) == (3, None)
-    ancillary.send_fds(one, b"x", [0])
-    assert ancillary._receive_quietly(other, (bytearray(),)) == (0, None)
-    nbytes, received = ancillary._receive_quietly(other, (buffer,))
-    assert received is not None
-    assert (nbytes, len(received.fds)) == (1, 1)
-    received.close()
 
 
 # --- borrowing ---
@@ -1066,7 +1060,7 @@ def interrupt_at(step: int, call: Callable[[], Any]) -> bool:
     def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal left
         # What a finaliser raises goes nowhere, and no more than one thing is raised at a time.
-        if frame.f_code.co_filename != ancillary.__file__ or in_finaliser(frame):
+        if frame.f_code.co_filename not in (ancillary.__file__, _collecting.__file__) or in_finaliser(frame):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -1093,7 +1087,7 @@ CALLS: dict[str, Callable[[socket.socket], Any]] = {
     "recv_fds with too many": lambda sock: ancillary.recv_fds(sock, 10, 1),
     "recv_ancillary": lambda sock: ancillary.recv_ancillary(sock, bytearray(10)),
     "recv_ancillary with too many": lambda sock: ancillary.recv_ancillary(sock, bytearray(10), max_fds=1),
-    "quietly": lambda sock: ancillary._receive_quietly(sock, (bytearray(10),)),
+    "collecting": read_and_collect,
     "closed": lambda sock: ancillary.recv_fds(sock, 10)[1].close(),
 }
 

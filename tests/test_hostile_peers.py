@@ -464,6 +464,10 @@ class Fake:
         self.room = room
         return 1, self.cmsgs, self.flags, None
 
+    def recvmsg(self, size: int, room: int = 0, flags: int = 0) -> Any:
+        self.room = room
+        return b"x", self.cmsgs, self.flags, None
+
 
 UNKNOWN = [
     pytest.param((socket.SOL_SOCKET, 29, struct.pack("@qq", 1, 2)), id="SO_TIMESTAMP"),

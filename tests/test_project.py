@@ -37,6 +37,7 @@ FLOORS = [
     {"_timing"},
     {"_halves"},
     {"ancillary", "files", "_activation"},
+    {"_collecting"},
     {"stream"},
     {"_binding"},
     {"listener"},

@@ -6,7 +6,7 @@ General layout, from the ground up; a module imports only from those below it:
 * ``_platform``, ``_waiting``, ``address``: what the kernel is, waiting for it, and a socket's address.
 * ``_csocket``, ``_timing``: CPython's socket object without its habits, and with a timeout nobody else sees.
 * ``ancillary``: descriptors and credentials on a raw descriptor. ``files``: buffered and text files.
-* ``stream``: `UdStream`, the raw file, and `open`. ``listener``: `UdStreamListener`.
+* ``stream``: `UdStream`, the raw file, and `open`, with ``_collecting`` under it. ``listener``: `UdStreamListener`.
 * ``cli``: the command line.
 """
 

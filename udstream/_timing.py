@@ -10,22 +10,25 @@ would have blocked does it wait, in ``poll``, and try again.
 from __future__ import annotations
 
 import errno
-import os
 from _socket import MSG_DONTWAIT
+from itertools import starmap
+from os import get_blocking, strerror
 from time import monotonic
 
 from ._csocket import CSocket
+from ._platform import MSG_NOSIGNAL
 from ._waiting import POLLIN, POLLOUT, poller_for, wait_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, TypeVar
+    from collections.abc import Iterable, Sequence
+    from typing import Any
 
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer, Self
 
-    T = TypeVar("T")
     Cmsgs = Iterable[tuple[int, int, Buffer]]
+
+_SENDING_NOW = MSG_NOSIGNAL | MSG_DONTWAIT
 
 
 def checked_timeout(seconds: float | None) -> float | None:
@@ -40,76 +43,121 @@ def checked_timeout(seconds: float | None) -> float | None:
     return float(seconds)
 
 
-class TimedSocket:
-    """The calls of a socket object, each of which may take *timeout* seconds; then `TimeoutError`."""
+class Around:
+    """What stands round a socket object, and has the calls of it that streams and their files make."""
 
-    __slots__ = ("_readable", "sock", "timeout")
+    __slots__ = ("sock",)
+    sock: Any
 
-    def __init__(self, sock: CSocket, timeout: float) -> None:
+    def for_one_call(self) -> Self:
+        """The same, for all the calls that one method of the stream makes."""
+        raise NotImplementedError
+
+    def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
+        """See `keep`."""
+        raise NotImplementedError
+
+
+class TimedSocket(Around):
+    """
+    The calls of a socket object, each of which may take *timeout* seconds; then `TimeoutError`.
+
+    With *until*, a point of `time.monotonic`, all of them together may last until then.
+    """
+
+    __slots__ = ("_readable", "timeout", "until")
+    sock: CSocket
+
+    def __init__(self, sock: CSocket, timeout: float, until: float | None = None) -> None:
         self.sock = sock
         self.timeout = timeout
+        self.until = until
         # What to poll for something to receive, made when it is first needed: a conversation needs it often.
         self._readable: Any = None
 
     def for_one_call(self) -> TimedSocket:
-        """The same, for several calls that may take *timeout* seconds together."""
-        return _DeadlineSocket(self)
+        one = TimedSocket(self.sock, self.timeout, self.deadline())
+        one._readable = self._poller(POLLIN)
+        return one
 
     def deadline(self) -> float:
         """When the call that has to wait now must have ended."""
-        return monotonic() + self.timeout
+        return self.until or monotonic() + self.timeout
 
     def recv_into(self, buffer: Buffer) -> int:
-        try:
-            return self.sock.recv_into(buffer, 0, MSG_DONTWAIT)
-        except BlockingIOError:
-            return self._wait_for(POLLIN, lambda: self.sock.recv_into(buffer, 0, MSG_DONTWAIT))
-
-    def recv(self, size: int) -> bytes:
-        try:
-            return self.sock.recv(size, MSG_DONTWAIT)
-        except BlockingIOError:
-            return self._wait_for(POLLIN, lambda: self.sock.recv(size, MSG_DONTWAIT))
-
-    def recvmsg_into(self, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0) -> Any:
-        flags |= MSG_DONTWAIT
-        try:
-            return self.sock.recvmsg_into(buffers, ancbufsize, flags)
-        except BlockingIOError:
-            return self._wait_for(POLLIN, lambda: self.sock.recvmsg_into(buffers, ancbufsize, flags))
-
-    def send(self, data: Buffer, flags: int) -> int:
-        try:
-            return self.sock.send(data, flags | MSG_DONTWAIT)
-        except BlockingIOError:
-            return self._wait_for(POLLOUT, lambda: self.sock.send(data, flags | MSG_DONTWAIT))
-
-    def sendmsg(self, buffers: Sequence[Buffer], ancillary: Cmsgs, flags: int) -> int:
-        flags |= MSG_DONTWAIT
-        try:
-            return self.sock.sendmsg(buffers, ancillary, flags)
-        except BlockingIOError:
-            return self._wait_for(POLLOUT, lambda: self.sock.sendmsg(buffers, ancillary, flags))
-
-    def _wait_for(self, event: int, call: Callable[[], T]) -> T:
-        # A nonblocking descriptor never waits, and a duplicate may have made ours one: the kernel knows.
-        if not os.get_blocking(self.sock.fileno()):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        deadline = self.deadline()
-        poller = self._poller(event)
+        sock = self.sock
+        deadline = None
         while True:
             try:
-                wait_by(poller, deadline)
-            except RuntimeError as error:
-                if "concurrent" not in str(error):
-                    raise
-                # Another thread is asking the same one.
-                poller = poller_for(self.sock.fileno(), event)
-                continue
-            try:
-                return call()
+                return sock.recv_into(buffer, 0, MSG_DONTWAIT)
             except BlockingIOError:
-                continue  # another reader or writer was quicker
+                deadline = self._wait(POLLIN, deadline)
+
+    def recv(self, size: int) -> bytes:
+        sock = self.sock
+        deadline = None
+        while True:
+            try:
+                return sock.recv(size, MSG_DONTWAIT)
+            except BlockingIOError:
+                deadline = self._wait(POLLIN, deadline)
+
+    def recvmsg_into(self, buffers: Iterable[Buffer]) -> Any:
+        deadline = None
+        while True:
+            try:
+                return self.sock.recvmsg_into(buffers, 0, MSG_DONTWAIT)
+            except BlockingIOError:
+                deadline = self._wait(POLLIN, deadline)
+
+    def send(self, data: Buffer, _flags: int) -> int:
+        # Which are never others than these.
+        sock = self.sock
+        deadline = None
+        while True:
+            try:
+                return sock.send(data, _SENDING_NOW)
+            except BlockingIOError:
+                deadline = self._wait(POLLOUT, deadline)
+
+    def sendmsg(self, buffers: Sequence[Buffer], ancillary: Cmsgs, flags: int) -> int:
+        deadline = None
+        while True:
+            try:
+                return self.sock.sendmsg(buffers, ancillary, flags | MSG_DONTWAIT)
+            except BlockingIOError:
+                deadline = self._wait(POLLOUT, deadline)
+
+    def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
+        now = (*arguments[:-1], arguments[-1] | MSG_DONTWAIT)
+        call = getattr(self.sock, name)
+        deadline = None
+        while True:
+            try:
+                results += starmap(call, (now,))
+                return
+            except BlockingIOError:
+                deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline)
+
+    def _wait(self, event: int, deadline: float | None) -> float:
+        """Wait for *event*; return the deadline of the call, which is None if it did not wait before."""
+        fd = self.sock.fileno()
+        poller = self._readable if event == POLLIN else None
+        if poller is None:
+            poller = self._poller(event)
+        if deadline is None:
+            # A nonblocking descriptor never waits, and a duplicate may have made ours one: the kernel knows.
+            if not get_blocking(fd):
+                raise BlockingIOError(errno.EAGAIN, strerror(errno.EAGAIN))
+            deadline = self.until or monotonic() + self.timeout
+        try:
+            wait_by(poller, deadline)
+        except RuntimeError as error:
+            if "concurrent" not in str(error):
+                raise
+            # Another thread is asking the same one.
+            wait_by(poller_for(fd, event), deadline)
+        return deadline
 
     def _poller(self, event: int) -> Any:
         if event != POLLIN:
@@ -119,20 +167,19 @@ class TimedSocket:
         return self._readable
 
 
-class _DeadlineSocket(TimedSocket):
-    """The same calls, all of which together may last until one point in time."""
-
-    __slots__ = ("_at",)
-
-    def __init__(self, timed: TimedSocket) -> None:
-        super().__init__(timed.sock, timed.timeout)
-        self._readable = timed._readable
-        self._at = monotonic() + timed.timeout
-
-    def deadline(self) -> float:
-        return self._at
-
-
 def for_one_call(sock: Any) -> Any:
     """What a method that takes several system calls uses instead of *sock*: one deadline for them all."""
     return sock if sock.__class__ is CSocket else sock.for_one_call()
+
+
+def keep(sock: Any, results: list[Any], name: str, *arguments: Any) -> None:
+    """
+    Call the method *name* of *sock*, and append what it returns to *results*; the flags come last.
+
+    In one bytecode, from the system call into the list: a signal handler that raises finds it done and
+    noted, or not done.
+    """
+    if sock.__class__ is not CSocket and isinstance(sock, Around):
+        sock.keep(results, name, arguments)
+    else:
+        results += starmap(getattr(sock, name), (arguments,))

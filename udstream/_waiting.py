@@ -38,9 +38,9 @@ def wait_by(poller: Any, deadline: float | None) -> int:
     """
     if deadline is None:
         return poller.poll()[0][1]  # type: ignore[no-any-return]
-    while (left := deadline - monotonic()) > 0:
+    while (left := (deadline - monotonic()) * 1000) > 0:
         # poll rounds a fraction of a millisecond up, so it never wakes early to find nothing.
-        ready = poller.poll(min(left * 1000, _LONGEST))
+        ready = poller.poll(left if left < _LONGEST else _LONGEST)
         if ready:
             return ready[0][1]  # type: ignore[no-any-return]
     raise timed_out()

@@ -17,15 +17,16 @@ import errno
 import os
 from _collections_abc import Sequence
 from _operator import itemgetter
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CTRUNC, MSG_DONTWAIT, SOCK_STREAM
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CTRUNC, SOCK_STREAM
 from _warnings import warn
-from itertools import starmap
+from itertools import repeat, starmap
 from os import close as _close
 from os import closerange as _closerange
-from struct import Struct, pack
+from struct import Struct
 from struct import error as StructError
 
 from . import _csocket, _platform, _timing
+from ._csocket import CSocket
 from ._platform import (
     MSG_CMSG_CLOEXEC,
     MSG_NOSIGNAL,
@@ -35,7 +36,6 @@ from ._platform import (
     SCM_SECURITY,
     SOL_SOCKET,
 )
-from ._waiting import POLLIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ _AS_IT_IS = _csocket._AS_IT_IS
 _new: Any = object.__new__
 _new_tuple: Any = tuple.__new__
 _FD = Struct("@i")
-# Packed as unsigned, so that a negative number is an error; for the kernel's int the bytes are the same.
-_SENT_FD = Struct("@I")
+_MOST_FD = (1 << 31) - 1
+# So many descriptors, packed; by their number.
+_ARRAYS: dict[int, Struct] = {}
 _UCRED = Struct("@iII")
 
 # Room for all that the kernel can deliver at once, so that it never cuts anything for want of room:
@@ -97,27 +98,43 @@ _ROOM = (
     + CMSG_SPACE(256)
 )
 # The same, as map() takes them.
-_ROOMS = (_ROOM,)
-_FLAGS = (MSG_CMSG_CLOEXEC,)
+_ROOMS = repeat(_ROOM)
+_FLAGS = repeat(MSG_CMSG_CLOEXEC)
+# What the kernel answers when it has cut nothing, and made the descriptors close-on-exec itself.
+_UNCUT = MSG_CMSG_CLOEXEC or None
 _IOV_MAX = _platform.IOV_MAX
+_MOST_BORROWED = 64
 _THREE_NAMES = ("_fds", "_fds", "_fds")
 
 
-class _Borrowed(_csocket.CSocket):
+class _Borrowed(CSocket):
     """A socket object on somebody else's descriptor: when it goes, however it goes, it lets go of that."""
 
     __slots__ = ()
     # In C all the way, so that no signal handler can raise before it has let go.
-    __del__ = _csocket.CSocket.detach
+    __del__ = CSocket.detach
+
+
+# One for each number that was used lately. Which file has that number is all the same to them: they take the
+# mode of the descriptor as it is, and so know nothing but the number.
+_borrowed: dict[Any, _Borrowed] = {}
 
 
 def _borrow(fd: Fd) -> _Borrowed:
-    number = _fileno(fd)
-    if _AS_IT_IS:
-        return _Borrowed(AF_UNIX, SOCK_STREAM | _AS_IT_IS, 0, number)
-    blocking = os.get_blocking(number)
-    sock = _Borrowed(AF_UNIX, SOCK_STREAM, 0, number)
-    _csocket._leave_mode_alone(sock, blocking)
+    sock = _borrowed.get(fd) if type(fd) is int else None
+    if sock is None:
+        number = _fileno(fd)
+        if _AS_IT_IS:
+            sock = _borrowed.get(number)
+            if sock is None:
+                sock = _Borrowed(AF_UNIX, SOCK_STREAM | _AS_IT_IS, 0, number)
+                if len(_borrowed) >= _MOST_BORROWED:
+                    _borrowed.clear()
+                _borrowed[number] = sock
+        else:
+            blocking = os.get_blocking(number)
+            sock = _Borrowed(AF_UNIX, SOCK_STREAM, 0, number)
+            _csocket._leave_mode_alone(sock, blocking)
     return sock
 
 
@@ -447,7 +464,7 @@ def send_ancillary(fd: Fd, buffers: Buffers, ancillary: Iterable[Any] = ()) -> i
     not ours to claim, or a receiver that refuses descriptors. More than ``IOV_MAX`` buffers, or an
     interrupted call, are a short count.
     """
-    return _send(_borrow(fd), buffers, ancillary, 0)
+    return _send(_borrow(fd), buffers, ancillary)
 
 
 def send_fds(fd: Fd, buffers: Buffers, fds: Iterable[Fd]) -> int:
@@ -462,7 +479,7 @@ def send_fds(fd: Fd, buffers: Buffers, fds: Iterable[Fd]) -> int:
     return _send_fds(_borrow(fd), buffers, fds)
 
 
-def _send(sock: Any, buffers: Any, ancillary: Iterable[Any], flags: int = 0) -> int:
+def _send(sock: Any, buffers: Any, ancillary: Iterable[Any]) -> int:
     if type(ancillary) is list and len(ancillary) == 1 and type(ancillary[0]) is Credentials:
         cmsgs: Any = ((SOL_SOCKET, _scm_credentials(), _packed_credentials(ancillary[0])),)
     else:
@@ -475,41 +492,38 @@ def _send(sock: Any, buffers: Any, ancillary: Iterable[Any], flags: int = 0) -> 
     if cmsgs and not size:
         raise ValueError("control messages need a byte to carry them: the kernel would drop them in silence")
     try:
-        sent: int = sock.sendmsg(
-            views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, flags | MSG_NOSIGNAL
-        )
+        sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, MSG_NOSIGNAL)
     except OSError as error:
         _explain(error)
         raise
     return sent
 
 
-def _send_fds(sock: Any, buffers: Any, fds: Any, flags: int = 0) -> int:
-    if type(fds) is list and len(fds) == 1 and type(fds[0]) is int and fds[0] >= 0:
-        numbers: Any = fds
+def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
+    if type(fds) is list and len(fds) == 1 and type(fds[0]) is int and 0 <= fds[0] <= _MOST_FD:
+        cmsgs: Any = ((SOL_SOCKET, SCM_RIGHTS, _FD.pack(fds[0])),)
     else:
         numbers, _held = _numbers(fds)
+        cmsgs = ((SOL_SOCKET, SCM_RIGHTS, _packed(numbers)),) if numbers else ()
     if type(buffers) is bytes:
         views: Any = (buffers,)
         size = len(buffers)
     else:
         views, size = _payload(buffers)
     if not size:
-        if numbers:
+        if cmsgs:
             raise ValueError("descriptors need a byte to carry them: the kernel would drop them in silence")
         return 0
-    cmsgs = ((SOL_SOCKET, SCM_RIGHTS, _packed(numbers)),) if numbers else ()
-    flags |= MSG_NOSIGNAL
     try:
-        sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, flags)
+        sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, MSG_NOSIGNAL)
     except OSError as error:
         _explain(error)
         error.nbytes = 0  # type: ignore[attr-defined]
         raise
-    return sent if sent == size else _send_rest(sock, views, sent, size, flags)
+    return sent if sent == size else _send_rest(sock, views, sent, size)
 
 
-def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, flags: int) -> int:
+def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int) -> int:
     views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
     first = 0
     skip = sent
@@ -520,7 +534,8 @@ def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, flags
                 skip -= len(views[first])
                 first += 1
             with views[first][skip:] as head:
-                steps += starmap(sock.sendmsg, (([head, *views[first + 1 : first + _IOV_MAX]], (), flags),))
+                more = [head, *views[first + 1 : first + _IOV_MAX]]
+                _timing.keep(sock, steps, "sendmsg", more, (), MSG_NOSIGNAL)
             sent += steps[-1]
             skip += steps[-1]
     except BaseException as error:
@@ -612,13 +627,18 @@ def _numbers(fds: Any) -> tuple[list[int], Any]:
         things: Any = fds
     else:
         things = list(fds) if type(fds) in (list, tuple) else list(_iterated(fds, "fds"))
-        numbers = things if {*map(type, things)} <= _INT else [_fileno(thing) for thing in things]
+        numbers = things if _all_ints(things) else [_fileno(thing) for thing in things]
     if len(numbers) > MAX_FDS:
         _check_count(len(numbers))
     return numbers, things
 
 
-_INT = {int}
+def _all_ints(things: list[Any]) -> bool:
+    """Whether these are numbers already, and no bools among them; in C, since there may be many."""
+    try:
+        return sorted(things)[0] > 1 or {*map(type, things)} == {int}
+    except (TypeError, IndexError):
+        return False
 
 
 def _check_count(count: int) -> None:
@@ -645,13 +665,18 @@ def _fileno(thing: Any) -> int:
 
 
 def _packed(numbers: list[int]) -> bytes:
+    count = len(numbers)
+    array = _ARRAYS.get(count)
+    if array is None:
+        # As unsigned, so that a negative number is an error; for the kernel's int the bytes are the same.
+        array = _ARRAYS[count] = Struct(f"@{count}I")
     try:
-        if len(numbers) == 1:
-            return _SENT_FD.pack(numbers[0])
-        return pack(f"@{len(numbers)}I", *numbers)
+        return array.pack(*numbers)
     except StructError:
-        wrong = next(fd for fd in numbers if not 0 <= fd < 1 << 32)
-        raise ValueError(f"{wrong} is no open file descriptor") from None
+        for number in numbers:
+            if _fileno(number) >= 1 << 32:
+                raise ValueError(f"{number} is no open file descriptor") from None
+        raise
 
 
 def _packed_credentials(credentials: Credentials) -> bytes:
@@ -693,7 +718,7 @@ def recv_ancillary(fd: Fd, buffers: Buffers, *, max_fds: int = MAX_FDS) -> Recei
     the others are closed, and ``truncated`` is set, as it is when the process was at its limit of open
     files. The bytes are never lost because of the descriptors. 0 keeps none; below 0: `ValueError`.
     """
-    return _receive(_borrow(fd), buffers, max_fds, 0)
+    return _receive(_borrow(fd), buffers, max_fds)
 
 
 def recv_fds(fd: Fd, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, FileDescriptors]:
@@ -708,105 +733,47 @@ def recv_fds(fd: Fd, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, FileD
     return _recv_fds(_borrow(fd), bufsize, max_fds)
 
 
-def _receive(sock: Any, buffers: Any, max_fds: int, flags: int = 0) -> Received:
+def _receive(sock: Any, buffers: Any, max_fds: int) -> Received:
     if max_fds < 0:
         raise ValueError(f"max_fds is 0 or more, not {max_fds}")
     views = (buffers,) if type(buffers) is bytearray and buffers else _rooms(buffers)
     landed: list[Landed] = []
     try:
-        if isinstance(sock, _csocket.CSocket):
-            # In this one bytecode the kernel's answer gets from its call into the list.
-            landed += map(sock.recvmsg_into, (views,), _ROOMS, (flags | MSG_CMSG_CLOEXEC,))
-        else:
-            _land(sock, landed, views, flags | MSG_CMSG_CLOEXEC)
-        nbytes, cmsgs, got, _ = landed[0]
-        if len(cmsgs) == 1 and not got & MSG_CTRUNC:
-            ((level, kind, data),) = cmsgs
-            if kind == SCM_CREDENTIALS and level == SOL_SOCKET and len(data) == _UCRED.size:
-                # Alone, as they mostly are.
-                received = Received(nbytes)
-                pid, uid, gid = _UCRED.unpack(data)
-                received.credentials = _new_tuple(Credentials, (pid or None, uid, gid))
-                return received
+        _land(sock, landed, views)
         return _decoded(landed, max_fds)
     except BaseException:
         _discard(landed)
         raise
 
 
-def _land(sock: Any, landed: list[Landed], buffers: Sequence[Any], flags: int) -> None:
-    """
-    Receive, and put what the kernel said into *landed*: in one bytecode, from the call in C into the list.
-
-    What times or counts the reads of a socket is therefore not asked to make this one: on the way back
-    through it a signal handler could raise, and the descriptors be lost. Only what it stands round is used,
-    and its waiting; and what counts is told how much was read.
-    """
-    if isinstance(sock, _timing.TimedSocket):
-        arguments = (buffers, _ROOM, flags | MSG_DONTWAIT)
-
-        def land() -> None:
-            landed.extend(starmap(sock.sock.recvmsg_into, (arguments,)))
-
-        try:
-            land()
-        except BlockingIOError:
-            sock._wait_for(POLLIN, land)
-    elif hasattr(sock, "counted"):
-        _land(sock.sock, landed, buffers, flags)
-        sock.counted(landed[0][0])
+def _land(sock: Any, landed: list[Landed], buffers: Sequence[Any]) -> None:
+    """Receive, and put what the kernel said into *landed*: in one bytecode, from the call in C into the list."""
+    if isinstance(sock, CSocket):
+        landed += map(sock.recvmsg_into, (buffers,), _ROOMS, _FLAGS)
     else:
-        landed += starmap(sock.recvmsg_into, ((buffers, _ROOM, flags),))
-
-
-def _receive_quietly(sock: Any, buffers: Sequence[Buffer]) -> tuple[int, Received | None]:
-    """Receive, and make a `Received` only if anything but bytes came."""
-    if len(buffers) == 1 and not len(buffers[0]):  # type: ignore[arg-type]
-        # The kernel would give away the descriptors of the next byte, and not the byte.
-        return 0, None
-    landed: list[Landed] = []
-    try:
-        if isinstance(sock, _csocket.CSocket):
-            landed += map(sock.recvmsg_into, (buffers,), _ROOMS, _FLAGS)
-        else:
-            _land(sock, landed, buffers, MSG_CMSG_CLOEXEC)
-        nbytes, cmsgs, flags, _ = landed[0]
-        if not cmsgs and not flags & MSG_CTRUNC:
-            return nbytes, None
-        return nbytes, _decoded(landed, MAX_FDS)
-    except BaseException:
-        _discard(landed)
-        raise
+        _timing.keep(sock, landed, "recvmsg_into", buffers, _ROOM, MSG_CMSG_CLOEXEC)
 
 
 def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, FileDescriptors]:
-    if max_fds < 0:
-        raise ValueError(f"max_fds is 0 or more, not {max_fds}")
-    if bufsize < 1:
+    if not max_fds >= 0 < bufsize:
+        if max_fds < 0:
+            raise ValueError(f"max_fds is 0 or more, not {max_fds}")
         raise ValueError(f"bufsize is 1 or more, not {bufsize}: no byte, no descriptor")
-    try:
-        recvmsg = sock.recvmsg
-    except AttributeError:
-        # What times or collects knows only how to read into buffers.
-        recvmsg = None
     landed: list[Landed] = []
     fds: Any = None
     try:
-        if recvmsg is not None:
-            landed += map(recvmsg, (bufsize,), _ROOMS, _FLAGS)
-            data, cmsgs, flags, _ = landed[0]
+        if isinstance(sock, CSocket):
+            landed += map(sock.recvmsg, (bufsize,), _ROOMS, _FLAGS)
         else:
-            buffer = bytearray(bufsize)
-            _land(sock, landed, (buffer,), MSG_CMSG_CLOEXEC)
-            nbytes, cmsgs, flags, _ = landed[0]
-            data = bytes(memoryview(buffer)[:nbytes])
-        if len(cmsgs) == 1 and not flags & MSG_CTRUNC and MSG_CMSG_CLOEXEC:
+            _timing.keep(sock, landed, "recvmsg", bufsize, _ROOM, MSG_CMSG_CLOEXEC)
+        data, cmsgs, flags, _ = landed[0]
+        if flags == _UNCUT and len(cmsgs) == 1:
             ((level, kind, body),) = cmsgs
             size = len(body)
             if kind == SCM_RIGHTS and level == SOL_SOCKET and size <= max_fds * 4:
                 fds = _new(FileDescriptors)
                 # With this they have their owner, and nothing else does.
-                fds._fds = list(_FD.unpack(body)) if size == 4 else memoryview(body).cast("i").tolist()
+                fds._fds = [*_FD.unpack(body)] if size == 4 else memoryview(body).cast("i").tolist()
                 return data, fds
         received = _decoded(landed, max_fds)
     except BaseException:

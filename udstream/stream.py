@@ -14,8 +14,9 @@ from time import monotonic
 
 from . import _csocket, _platform, files
 from . import ancillary as side
+from ._collecting import CollectingSocket
 from ._csocket import CSocket
-from ._timing import TimedSocket, checked_timeout, for_one_call
+from ._timing import TimedSocket, checked_timeout, for_one_call, keep
 from ._waiting import timed_out, wait
 from .address import UdSocketPath, sockaddr_of
 
@@ -77,10 +78,7 @@ else:
 
 
 _NOSIGNAL = _platform.MSG_NOSIGNAL
-_FLAGS = (_NOSIGNAL,)
-_NOW = _NOSIGNAL | _socket.MSG_DONTWAIT
 _CHUNK = 1 << 16
-_CHUNKS = (_CHUNK,)
 _MOST_FROM_KERNEL = 1 << 30
 # The most that one read() makes room for: more than a Unix socket's buffers hold.
 _MOST_AT_ONCE = 1 << 24
@@ -97,50 +95,6 @@ class _Closed:
 
 _CLOSED: Any = _Closed()
 _new: Any = io.RawIOBase.__new__
-
-
-class _CollectingSocket:
-    """A socket whose reads keep the ancillary data that came with the bytes."""
-
-    __slots__ = ("_collected", "_offset", "sock")
-
-    def __init__(self, sock: Any, collected: deque[tuple[int, Received]], offset: list[int]) -> None:
-        self.sock = sock
-        self._collected = collected
-        # In a list, which those for one call share.
-        self._offset = offset
-
-    def for_one_call(self) -> _CollectingSocket:
-        return _CollectingSocket(for_one_call(self.sock), self._collected, self._offset)
-
-    def recv_into(self, buffer: Buffer) -> int:
-        return self._keep((buffer,))
-
-    def recv(self, size: int) -> bytes:
-        buffer = bytearray(size)
-        del buffer[self.recv_into(buffer) :]
-        return bytes(buffer)
-
-    def recvmsg_into(self, buffers: Sequence[Buffer]) -> Any:
-        # readv() sees to it that there is room.
-        return self._keep(buffers), [], 0, None
-
-    def counted(self, nbytes: int) -> None:
-        """What was received with its ancillary data by a caller who has that: see `ancillary._land`."""
-        self._offset[0] += nbytes
-
-    def send(self, data: Buffer, flags: int) -> int:
-        return self.sock.send(data, flags)  # type: ignore[no-any-return]
-
-    def sendmsg(self, buffers: Iterable[Buffer], cmsgs: Any, flags: int) -> int:
-        return self.sock.sendmsg(buffers, cmsgs, flags)  # type: ignore[no-any-return]
-
-    def _keep(self, buffers: Sequence[Buffer]) -> int:
-        nbytes, received = side._receive_quietly(self.sock, buffers)
-        if received is not None:
-            self._collected.append((self._offset[0], received))
-        self._offset[0] += nbytes
-        return nbytes
 
 
 class UdStream(io.RawIOBase):
@@ -423,7 +377,7 @@ class UdStream(io.RawIOBase):
         its timeout. 0 and below: `ValueError`.
         """
         sock = self._sock
-        if isinstance(sock, _CollectingSocket):
+        if isinstance(sock, CollectingSocket):
             sock = sock.sock
         if isinstance(sock, TimedSocket):
             return sock.timeout
@@ -435,7 +389,7 @@ class UdStream(io.RawIOBase):
         seconds = checked_timeout(seconds)
         bare: Any = self._bare()
         inner = bare if seconds is None else TimedSocket(bare, seconds)
-        if isinstance(self._sock, _CollectingSocket):
+        if isinstance(self._sock, CollectingSocket):
             self._sock.sock = inner
         else:
             self._sock = inner
@@ -458,16 +412,6 @@ class UdStream(io.RawIOBase):
         if self.is_nonblocking():
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return wait(self.fileno(), events, deadline)
-
-    def _send_now(self, data: Buffer) -> int:
-        """Send what can be sent without waiting, in whatever mode the stream is; maybe 0 bytes."""
-        sock = self._sock
-        if sock.__class__ is not CSocket:
-            sock = self._bare()
-        try:
-            return sock.send(data, _NOW)
-        except BlockingIOError:
-            return 0
 
     def _deadline(self) -> float | None:
         """When a call that starts now must have ended."""
@@ -523,7 +467,8 @@ class UdStream(io.RawIOBase):
         As `readinto` otherwise. More buffers than the kernel takes at once (``IOV_MAX``, 1024) are a short
         count, not an error. System call: ``recvmsg``.
         """
-        buffers = _sequence(buffers)
+        if buffers.__class__ is not list:
+            buffers = _sequence(buffers)
         if not buffers or not len(buffers[0]):  # type: ignore[arg-type]
             # The kernel would wait for a first byte even with no room for it.
             buffers = _first_that_fit(buffers)
@@ -546,7 +491,8 @@ class UdStream(io.RawIOBase):
         As `write` otherwise. More buffers than the kernel takes at once (``IOV_MAX``, 1024) are a short
         count, not an error. System call: ``sendmsg`` (``MSG_NOSIGNAL``).
         """
-        buffers = _sequence(buffers)
+        if buffers.__class__ is not list:
+            buffers = _sequence(buffers)
         try:
             return self._sock.sendmsg(buffers, (), _NOSIGNAL)  # type: ignore[no-any-return]
         except BlockingIOError:
@@ -565,12 +511,11 @@ class UdStream(io.RawIOBase):
         A nonblocking stream returns what there is, or None if that is nothing. An exception on the way (a
         `TimeoutError`, say) carries what had come as its ``.partial``. System calls: ``recv``, repeated.
         """
-        receive = for_one_call(self._sock).recv
+        sock = for_one_call(self._sock)
         chunks: list[bytes] = []
         try:
             while True:
-                # By extend, so that no signal handler can raise between the receiving and the keeping.
-                chunks.extend(map(receive, _CHUNKS))
+                keep(sock, chunks, "recv", _CHUNK, 0)
                 if not chunks[-1]:
                     break
         except BlockingIOError:
@@ -588,12 +533,12 @@ class UdStream(io.RawIOBase):
         on the way carries what had come as its ``.partial``. A nonblocking stream returns what there is of
         the line, and raises `BlockingIOError` if that is nothing. System calls: ``recv``, repeated.
         """
-        receive = for_one_call(self._sock).recv
+        sock = for_one_call(self._sock)
         limit = -1 if size is None else index(size)
         line: list[bytes] = []
         try:
             while len(line) != limit:
-                line.extend(map(receive, (1,)))
+                keep(sock, line, "recv", 1, 0)
                 if line[-1] in (b"\n", b""):
                     break
         except BlockingIOError:
@@ -644,15 +589,14 @@ class UdStream(io.RawIOBase):
         `EOFError` when the other end stops before. That, and any other exception on the way, carries
         how many bytes had come as ``.nbytes``; they are in the buffer. System calls: ``recv``, repeated.
         """
-        receive = for_one_call(self._sock).recv_into
+        sock = for_one_call(self._sock)
         counts: list[int] = []
         done = 0
         with memoryview(buffer) as whole, whole.cast("B") as view:
             try:
                 while done < len(view):
                     with view[done:] as rest:
-                        # By extend, so that no signal handler can raise between the receiving and the counting.
-                        counts.extend(map(receive, (rest,)))
+                        keep(sock, counts, "recv_into", rest, 0, 0)
                     if not counts[-1]:
                         raise EOFError(f"end of file after {done} of {len(view)} bytes")
                     done += counts[-1]
@@ -668,14 +612,14 @@ class UdStream(io.RawIOBase):
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``send``
         (``MSG_NOSIGNAL``), repeated.
         """
-        send = for_one_call(self._sock).send
+        sock = for_one_call(self._sock)
         counts: list[int] = []
         done = 0
         with memoryview(data) as whole, whole.cast("B") as view:
             try:
                 while done < len(view):
                     with view[done:] as rest:
-                        counts.extend(map(send, (rest,), _FLAGS))
+                        keep(sock, counts, "send", rest, _NOSIGNAL)
                     done += counts[-1]
             except BaseException as error:
                 _annotate(error, nbytes=sum(counts))
@@ -689,14 +633,14 @@ class UdStream(io.RawIOBase):
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``sendmsg``
         (``MSG_NOSIGNAL``), repeated.
         """
-        send = for_one_call(self._sock).sendmsg
+        sock = for_one_call(self._sock)
         opened = [memoryview(buffer).cast("B") for buffer in buffers]
         views = [view for view in opened if len(view)]
         counts: list[int] = []
         first = 0
         try:
             while first < len(views):
-                counts.extend(map(send, (views[first : first + _platform.IOV_MAX],), ((),), _FLAGS))
+                keep(sock, counts, "sendmsg", views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
                 count = counts[-1]
                 while first < len(views) and count >= len(views[first]):
                     count -= len(views[first])
@@ -762,7 +706,7 @@ class UdStream(io.RawIOBase):
                 done += sent[-1]
 
     def _send_by_reading(self, file: IO[bytes], count: int | None, sent: list[int]) -> None:
-        send = for_one_call(self._sock).send
+        sock = for_one_call(self._sock)
         done = 0
         while count is None or done < count:
             chunk = file.read(_CHUNK if count is None else min(count - done, _CHUNK))
@@ -772,7 +716,7 @@ class UdStream(io.RawIOBase):
                 gone = 0
                 while gone < len(view):
                     with view[gone:] as rest:
-                        sent.extend(map(send, (rest,), _FLAGS))
+                        keep(sock, sent, "send", rest, _NOSIGNAL)
                     gone += sent[-1]
             done += gone
 
@@ -852,11 +796,11 @@ class UdStream(io.RawIOBase):
 
     def send_ancillary(self, buffers: Any, ancillary: Iterable[Any] = ()) -> int:
         """`ancillary.send_ancillary` on this stream, with its timeout."""
-        return side._send(self._sock, buffers, ancillary, 0)
+        return side._send(self._sock, buffers, ancillary)
 
     def recv_ancillary(self, buffers: Any, *, max_fds: int = side.MAX_FDS) -> Received:
         """`ancillary.recv_ancillary` on this stream, with its timeout."""
-        return side._receive(self._sock, buffers, max_fds, 0)
+        return side._receive(self._sock, buffers, max_fds)
 
     def send_fds(self, buffers: Any, fds: Iterable[Any]) -> int:
         """`ancillary.send_fds` on this stream, with its timeout for the whole call."""
@@ -879,13 +823,13 @@ class UdStream(io.RawIOBase):
         nobody asked for. Once True, they go to `collected`.
         """
         self.fileno()
-        return isinstance(self._sock, _CollectingSocket)
+        return isinstance(self._sock, CollectingSocket)
 
     @collect_ancillary.setter
     def collect_ancillary(self, flag: bool) -> None:
         if bool(flag) == self.collect_ancillary:
             return
-        self._sock = _CollectingSocket(self._sock, self.collected, [0]) if flag else self._sock.sock
+        self._sock = CollectingSocket(self._sock, self.collected, [0]) if flag else self._sock.sock
 
     @property
     def collected(self) -> deque[tuple[int, Received]]:

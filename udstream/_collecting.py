@@ -1,0 +1,101 @@
+"""A socket whose reads keep the ancillary data that they met: what `UdStream.collect_ancillary` switches on."""
+
+from __future__ import annotations
+
+from _operator import itemgetter
+from _socket import MSG_CTRUNC
+
+from ._timing import Around, for_one_call, keep
+from .ancillary import MAX_FDS, _decoded, _discard, _land
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from typing_extensions import Buffer
+
+    from .ancillary import Landed, Received
+
+_first = itemgetter(0)
+
+
+class CollectingSocket(Around):
+    """A socket whose reads keep the ancillary data that came with the bytes."""
+
+    __slots__ = ("_collected", "_offset")
+
+    def __init__(self, sock: Any, collected: deque[tuple[int, Received]], offset: list[int]) -> None:
+        self.sock = sock
+        self._collected = collected
+        # In a list, which those for one call share.
+        self._offset = offset
+
+    def for_one_call(self) -> CollectingSocket:
+        return CollectingSocket(for_one_call(self.sock), self._collected, self._offset)
+
+    def recv_into(self, buffer: Buffer) -> int:
+        return self._read((buffer,))
+
+    def recv(self, size: int) -> bytes:
+        buffer = bytearray(size)
+        del buffer[self.recv_into(buffer) :]
+        return bytes(buffer)
+
+    def recvmsg_into(self, buffers: Sequence[Buffer]) -> tuple[int]:
+        # readv() sees to it that there is room, and looks at nothing else.
+        return (self._read(buffers),)
+
+    def send(self, data: Buffer, flags: int) -> int:
+        return self.sock.send(data, flags)  # type: ignore[no-any-return]
+
+    def sendmsg(self, buffers: Iterable[Buffer], cmsgs: Any, flags: int) -> int:
+        return self.sock.sendmsg(buffers, cmsgs, flags)  # type: ignore[no-any-return]
+
+    def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "recv_into":
+            self._read(arguments[:1], results)
+        elif name == "recv":
+            buffer = bytearray(arguments[0])
+            counts: list[int] = []
+            try:
+                self._read((buffer,), counts)
+            finally:
+                results += (bytes(memoryview(buffer)[:count]) for count in counts)
+        else:
+            before = len(results)
+            try:
+                keep(self.sock, results, name, *arguments)
+            finally:
+                # The caller has the ancillary data; here they only count.
+                for landed in results[before:]:
+                    if name == "recvmsg_into":
+                        self._offset[0] += landed[0]
+                    elif name == "recvmsg":
+                        self._offset[0] += len(landed[0])
+
+    def _read(self, buffers: Sequence[Buffer], counts: list[int] | None = None) -> int:
+        """Read; *counts* gets what is returned, also when a signal handler raises before it is."""
+        if len(buffers) == 1 and not len(buffers[0]):  # type: ignore[arg-type]
+            # The kernel would give away the descriptors of the next byte, and not the byte.
+            if counts is not None:
+                counts.append(0)
+            return 0
+        landed: list[Landed] = []
+        try:
+            try:
+                _land(self.sock, landed, buffers)
+            finally:
+                if counts is not None:
+                    counts.extend(map(_first, landed))
+            nbytes: int
+            nbytes, cmsgs, flags, _ = landed[0]
+            offset = self._offset[0]
+            self._offset[0] = offset + nbytes
+            if cmsgs or flags & MSG_CTRUNC:
+                self._collected.append((offset, _decoded(landed, MAX_FDS)))
+            return nbytes
+        except BaseException:
+            _discard(landed)
+            raise
