@@ -704,6 +704,47 @@ def test_unknown_message_goes_round(pair: Pair) -> None:
 # --- borrowing ---
 
 
+def test_a_number_that_is_another_file_by_now() -> None:
+    """A number means what is open under it at the time of the call, whatever was before."""
+    one, other = socket.socketpair()
+    number = other.fileno()
+    with one:
+        ancillary.send_fds(one.fileno(), b"x", [0])
+        ancillary.recv_fds(number, 1)[1].close()
+        other.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        ancillary.recv_fds(number, 1)
+
+    one, other = socket.socketpair()
+    with one:
+        os.dup2(other.detach(), number)
+        one.setblocking(False)
+        one.send(b"second")
+        with ancillary.recv_ancillary(number, bytearray(6)) as received:
+            assert received.nbytes == 6
+        os.set_blocking(number, False)
+        with pytest.raises(BlockingIOError):
+            ancillary.recv_fds(number, 1)
+    os.dup2(0, number)
+    with pytest.raises(OSError, match="non-socket"):
+        ancillary.recv_fds(number, 1)
+    os.close(number)
+
+
+def test_many_numbers() -> None:
+    """However many descriptors are used by their numbers, each call meets its own."""
+    pairs = [socket.socketpair() for _ in range(200)]
+    for _ in range(2):
+        for at, (one, other) in enumerate(pairs):
+            ancillary.send_fds(one.fileno(), b"%d" % at, [0])
+            data, fds = ancillary.recv_fds(other.fileno(), 10)
+            fds.close()
+            assert data == b"%d" % at
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
 @pytest.mark.parametrize("nonblocking", [True, False])
 def test_the_mode_of_the_fd_stays(pair: Pair, nonblocking: bool) -> None:
     """No function changes the blocking mode, even after socket.setdefaulttimeout(); nor closes the fd."""

@@ -62,12 +62,15 @@ _LONGEST_HELD = 1 << 16
 _NEAR_THE_END = 512
 
 
+_yes: Any = True.__bool__
+_no: Any = False.__bool__
+
+
 def tie(source: Source | None, sink: Sink | None) -> None:
     """Let the two halves of one file know of each other, until they are closed."""
     if source is not None and sink is not None and source.sink is None:
         source.sink = sink
-        sink.source = source
-        sink.all_sent()
+        sink.tie(source)
 
 
 class Sink:
@@ -110,20 +113,14 @@ class Sink:
 
     # --- what the C layers ask ---
 
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    # Asked by the text layer after each line, if it is to; it has already written then.
-    flush = bool
-
-    def close(self) -> None:
-        """Asked by the layers above as they are collected, maybe before the file itself; that closes."""
+    # Answered in C: a method of ours would take longer to enter than to answer, and a file is made of many of these.
+    readable = _no
+    writable = _yes
+    seekable = _no
+    # Asked by the text layer once it has written.
+    flush = _no
+    # Asked by the layers above as they are collected, maybe before the file itself; that closes.
+    close = _no
 
     def write(self, data: Any) -> int:
         """Send *data*; what cannot be sent now is kept, and must be gone before more is taken."""
@@ -162,7 +159,7 @@ class Sink:
         """Send all that was taken; what an exception on the way leaves is kept, to go on with."""
         chunks = self._chunks
         with self._lock:
-            while self._send_now():
+            while chunks and self._send_now():
                 data = chunks[0]
                 try:
                     self.raw.write_all(data)
@@ -193,6 +190,10 @@ class Sink:
         finally:
             self._lock.release()
         return False
+
+    def tie(self, source: Source) -> None:
+        """Look after what *source* should send before it reads."""
+        self.source = source
 
     def shut(self) -> None:
         """Take nothing more; what is left is dropped."""
@@ -330,15 +331,19 @@ class TextSink(Sink):
     So ``write`` takes everything, and `_WatchingSink` stops the next call as long as something is left.
     """
 
-    __slots__ = ("_reader", "_sure", "_writer")
+    __slots__ = ("_emptied_by", "_sure", "_writer")
     _takes_all = True
 
     def __init__(self, raw: Raw, limit: int) -> None:
-        super().__init__(raw, limit)
-        # The text layer, where a reader may have to empty it, and the thread that is doing so.
+        Sink.__init__(self, raw, limit)
+        # The text layer, if a reader has to empty it, and the thread that is doing so.
         self._writer: Any = None
-        self._reader = 0
+        self._emptied_by = 0
         self._sure = False
+
+    def tie(self, source: Source) -> None:
+        self.source = source
+        self.watch()
 
     def empties(self, writer: io.TextIOWrapper) -> None:
         """Say what the text layer is, which a reader has to empty."""
@@ -347,7 +352,7 @@ class TextSink(Sink):
         self._sure = writer.errors == "strict" and writer.encoding in ("utf-8", "UTF-8")
 
     def write(self, data: bytes) -> int:
-        if self._reader and self._reader == get_ident():
+        if self._emptied_by and self._emptied_by == get_ident():
             self._append(data)
             return len(data)
         with self._lock:
@@ -369,18 +374,7 @@ class TextSink(Sink):
         if not self._lock.acquire(False):
             return False
         try:
-            if self._writer is None:
-                self.unsent = False
-            else:
-                # From here on each write announces itself before its text is taken. One that did so before, and
-                # whose text is not there yet, there is only if other Python code runs in between.
-                self.unsent = not self._sure
-                self.watch()
-                self._reader = get_ident()
-                try:
-                    self._writer.flush()
-                finally:
-                    self._reader = 0
+            self._empty_text_layer()
             if self._send_now():
                 self.unsent = True
                 return True
@@ -390,17 +384,40 @@ class TextSink(Sink):
             self._lock.release()
         return False
 
+    def send_text(self) -> None:
+        """Send all that was written, or raise."""
+        if self._writer is None:
+            self.drain()
+            return
+        with self._lock:
+            self._empty_text_layer()
+            try:
+                self.drain()
+            except BaseException:
+                self.unsent = True
+                raise
+
+    def _empty_text_layer(self) -> None:
+        if self._writer is None:
+            self.unsent = False
+            return
+        # From here on each write announces itself before its text is taken. One that did so before, and whose text
+        # is not there yet, there is only if other Python code runs in between.
+        self.unsent = not self._sure
+        self.watch()
+        self._emptied_by = get_ident()
+        try:
+            self._writer.flush()
+        finally:
+            self._emptied_by = 0
+
     def shut(self) -> None:
         self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
-        super().shut()
+        Sink.shut(self)
         self._writer = None
 
     def all_sent(self) -> None:
-        super().all_sent()
-        # Of what is in the text layer only a reader makes sure.
-        self.unsent = True
-        if self.source is not None:
-            self.watch()
+        """Only who empties the text layer knows that."""
 
 
 class _WatchingSink(TextSink):
@@ -410,7 +427,7 @@ class _WatchingSink(TextSink):
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
-        if self._reader and self._reader == get_ident():
+        if self._emptied_by and self._emptied_by == get_ident():
             return False
         if self._chunks:
             self.drain()
@@ -483,20 +500,12 @@ class Source:
 
     # --- what the C layers ask ---
 
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def flush(self) -> None:
-        """Nothing to do: reading sends on its own."""
-
-    def close(self) -> None:
-        """Asked by the layers above as they are collected, maybe before the file itself; that closes."""
+    readable = _yes
+    writable = _no
+    seekable = _no
+    # Nothing to do: reading sends on its own, and the file closes.
+    flush = _no
+    close = _no
 
     def readinto(self, buffer: Any) -> int | None:
         """As a raw file's, for `io.BufferedReader`."""

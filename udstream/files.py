@@ -92,10 +92,15 @@ def make(
     *,
     fresh: bool = False,
 ) -> Any:
-    """The file object over *stream* that `open` and `makefile` promise; a *fresh* stream is a blocking one."""
-    if mode.binary:
-        encoding = errors = newline = None
-    mode.check(buffering, encoding, errors, newline)
+    """
+    The file object over *stream* that `open` and `makefile` promise.
+
+    A *fresh* stream is a blocking one, whose arguments were checked before it was connected.
+    """
+    if not fresh:
+        if mode.binary:
+            encoding = errors = newline = None
+        mode.check(buffering, encoding, errors, newline)
     if mode.binary and buffering == 0:
         stream.fileno()
         return stream
@@ -254,7 +259,7 @@ class _File:
 
     __slots__ = ()
     _source: Source | None
-    _sink: Sink | None
+    _sink: Any
     _stream: UdStream
     _writer: Any
     _mode: str
@@ -339,9 +344,11 @@ class _File:
             self._sink.shut()
 
     def __del__(self) -> None:
-        # One that was never finished has no stream to close.
-        stream = getattr(self, "_stream", None)
-        if stream is not None and not stream.closed:
+        try:
+            stream = self._stream
+        except AttributeError:
+            return  # it was never finished, and has no stream to close
+        if not stream.closed:
             try:
                 warn(f"unclosed file {self!r}", ResourceWarning, 2, self)
             finally:
@@ -413,7 +420,7 @@ class BinaryFile(_File, _BinaryBase):
         self._opened(stream)
 
     def _stream_closed(self) -> None:
-        super()._stream_closed()
+        _File._stream_closed(self)
         # The C reader would go on handing out what it has.
         if self._reader is not None:
             self._reader = _CLOSED
@@ -637,9 +644,11 @@ class TextFile(_File, _TextBase):
         A `TimeoutError` says that not all could be sent: the rest is kept, and goes with the next call.
         """
         self._check_open()
-        if self._sink is not None:
-            self._writer.flush()
-            self._sink.drain()
+        sink = self._sink
+        if sink is not None:
+            if self._source is None:
+                self._writer.flush()
+            sink.send_text()
 
 
 def _binary(mode: str) -> str:

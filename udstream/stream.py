@@ -153,7 +153,15 @@ class UdStream(io.RawIOBase):
         sock = _csocket.create()
         try:
             if len(sockaddr) <= _platform.SUN_PATH_MAX or sockaddr[0] == 0:
-                _connect(sock, sockaddr, seconds)
+                if seconds is None:
+                    try:
+                        sock.connect(sockaddr)
+                    except InterruptedError as error:
+                        if error.errno != errno.EINTR:
+                            raise  # from a signal's handler
+                        _connect(sock, sockaddr, None)
+                else:
+                    _connect(sock, sockaddr, seconds)
             else:
                 # A descriptor of the socket file stands for its path, in 20 bytes or so.
                 fd = os.open(sockaddr, os.O_PATH | os.O_CLOEXEC)
@@ -168,7 +176,11 @@ class UdStream(io.RawIOBase):
         except BaseException:
             sock.close()
             raise
-        return cls._adopt(sock if seconds is None else TimedSocket(sock, seconds), (None, given))
+        self: Self = _new(cls)
+        self._sock = sock if seconds is None else TimedSocket(sock, seconds)
+        self._paths = (None, given)
+        self.closed = False  # type: ignore[misc]
+        return self
 
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
@@ -238,13 +250,14 @@ class UdStream(io.RawIOBase):
     def _bare(self) -> CSocket:
         """The socket object itself."""
         sock = self._sock
-        while not isinstance(sock, CSocket):
+        while sock.__class__ is not CSocket:
             sock = sock.sock
         return sock
 
     def fileno(self) -> int:
         """The file descriptor's number, lent: the stream still owns and closes it."""
-        return self._bare().fileno()
+        sock = self._sock
+        return (sock if sock.__class__ is CSocket else self._bare()).fileno()
 
     def detach(self) -> int:
         """Give the descriptor to the caller, unclosed. The stream is closed from then on."""
@@ -283,8 +296,11 @@ class UdStream(io.RawIOBase):
         sock.close()
 
     def __del__(self) -> None:
-        # One that was never finished has nothing to close.
-        if not getattr(self, "closed", True):
+        try:
+            closed = self.closed
+        except AttributeError:
+            return  # it was never finished, and has nothing to close
+        if not closed:
             try:
                 warn(f"unclosed {self!r}", ResourceWarning, 2, self)
             finally:
@@ -467,22 +483,21 @@ class UdStream(io.RawIOBase):
         As `readinto` otherwise. More buffers than the kernel takes at once (``IOV_MAX``, 1024) are a short
         count, not an error. System call: ``recvmsg``.
         """
-        if buffers.__class__ is not list:
-            buffers = _sequence(buffers)
-        if not buffers or not len(buffers[0]):  # type: ignore[arg-type]
+        views: Any = buffers if buffers.__class__ is list else _sequence(buffers)
+        if not views or not len(views[0]):
             # The kernel would wait for a first byte even with no room for it.
-            buffers = _first_that_fit(buffers)
-            if not buffers:
+            views = _first_that_fit(views)
+            if not views:
                 self.fileno()
                 return 0
         try:
-            return self._sock.recvmsg_into(buffers)[0]  # type: ignore[no-any-return]
+            return self._sock.recvmsg_into(views)[0]  # type: ignore[no-any-return]
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno != errno.EMSGSIZE or len(buffers) <= _platform.IOV_MAX:
+            if error.errno != errno.EMSGSIZE or len(views) <= _platform.IOV_MAX:
                 raise
-        return self.readv(_first_that_fit(buffers))
+        return self.readv(_first_that_fit(views))
 
     def writev(self, buffers: Iterable[Buffer]) -> int | None:
         """
@@ -491,16 +506,15 @@ class UdStream(io.RawIOBase):
         As `write` otherwise. More buffers than the kernel takes at once (``IOV_MAX``, 1024) are a short
         count, not an error. System call: ``sendmsg`` (``MSG_NOSIGNAL``).
         """
-        if buffers.__class__ is not list:
-            buffers = _sequence(buffers)
+        views: Any = buffers if buffers.__class__ is list else _sequence(buffers)
         try:
-            return self._sock.sendmsg(buffers, (), _NOSIGNAL)  # type: ignore[no-any-return]
+            return self._sock.sendmsg(views, (), _NOSIGNAL)  # type: ignore[no-any-return]
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno != errno.EMSGSIZE or len(buffers) <= _platform.IOV_MAX:
+            if error.errno != errno.EMSGSIZE or len(views) <= _platform.IOV_MAX:
                 raise
-        return self.writev(_first_that_fit(buffers))
+        return self.writev(_first_that_fit(views))
 
     # --- as many as it takes ---
 
