@@ -465,6 +465,7 @@ class BinaryFile(_File, _BinaryBase):
 
     def writelines(self, lines: Iterable[Buffer]) -> None:
         """Write each of the *lines*; nothing is put between them."""
+        self._check_open()
         write = self.write
         for line in lines:
             write(line)
@@ -633,6 +634,7 @@ class TextFile(_File, _TextBase):
 
     def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]
         """Write each of the *lines*; nothing is put between them."""
+        self._check_open()
         write = self.write
         for line in lines:
             write(line)
