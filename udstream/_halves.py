@@ -165,6 +165,9 @@ class Sink:
                     self.raw.write_all(data)
                 except BaseException as error:
                     chunks[0] = data[getattr(error, "nbytes", 0) :]
+                    if isinstance(error, BlockingIOError):
+                        # As io has it for its buffers: the 0 is how much was taken of what is being written.
+                        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), 0) from None
                     raise
                 del chunks[0]
             self.all_sent()

@@ -385,7 +385,8 @@ class BinaryFile(_File, _BinaryBase):
         "read": "read(size=-1): up to *size* bytes, fewer only at the end of file; all of it without a size.",
         "readinto": "readinto(buffer): fill the buffer; fewer bytes only at the end of file.",
         "readline": "readline(size=-1): one line with its newline, or up to *size* bytes of it.",
-        "write": "write(data): take all of data into the buffer; an exception means that none was taken.",
+        "write": "write(data): take all of data into the buffer; an exception means that none was taken, but for "
+        "a BlockingIOError: its characters_written says how much was.",
     }
 
     def __init__(
