@@ -25,6 +25,9 @@ CSocket = _socket.socket
 # affair: it neither looks at the default timeout nor touches the descriptor.
 _AS_IT_IS = getattr(_socket, "SOCK_NONBLOCK", 0)
 
+# Descriptors are C ints. A socket object drops the rest of a greater number, and works on another file.
+NO_FD = 1 << 31
+
 
 def _leave_mode_alone(sock: CSocket, blocking: bool) -> CSocket:
     if _platform.SO_NOSIGPIPE is not None:
@@ -72,6 +75,8 @@ def adopt(fd: int, *, listening: bool) -> CSocket:
         raise TypeError(f"a file descriptor is an int, not {type(fd).__name__}")
     if fd < 0:
         raise ValueError(f"file descriptor {fd} is not {wanted}: it is negative")
+    if fd >= NO_FD:
+        raise ValueError(f"file descriptor {fd} is not {wanted}: no number is as great")
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         raise ValueError(f"file descriptor {fd} is not {wanted}: it is no socket")
     sock = wrap(fd)

@@ -40,7 +40,10 @@ def checked_timeout(seconds: float | None) -> float | None:
     # Written so that a NaN is refused as well.
     if not seconds > 0:
         raise ValueError(f"a timeout is above 0 seconds, or None for ever; not {seconds!r}")
-    return float(seconds)
+    try:
+        return float(seconds)
+    except OverflowError:
+        raise ValueError("a timeout of so many seconds is no float: None is for ever") from None
 
 
 class Around:

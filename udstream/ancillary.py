@@ -161,6 +161,8 @@ class FileDescriptors(Sequence):  # type: ignore[type-arg]
                 raise TypeError(f"a file descriptor to own is an int, not {fd!r}")
             if fd < 0:
                 raise ValueError(f"a file descriptor to own is not negative, as {fd} is")
+            if fd >= _csocket.NO_FD:
+                raise ValueError(f"a file descriptor to own is never as great as {fd} is")
         if len(set(numbers)) != len(numbers):
             raise ValueError(f"a file descriptor can be owned only once: {numbers!r}")
         self._fds = numbers
@@ -661,6 +663,8 @@ def _fileno(thing: Any) -> int:
             raise TypeError(f"{thing!r} is no file descriptor: its fileno() is {fd!r}")
     if fd < 0:
         raise ValueError(f"{thing!r} is no open file descriptor: its number is {fd}")
+    if fd >= _csocket.NO_FD:
+        raise ValueError(f"{fd} is no open file descriptor: no number is as great")
     return fd
 
 

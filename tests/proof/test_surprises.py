@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from udstream import UdStream
+import udstream
+from udstream import FileDescriptors, UdStream, UdStreamListener, ancillary
 
 # --- small promises of files that are easy to break ---
 
@@ -52,3 +55,59 @@ def test_nonblocking_write_says_how_much_it_took(mode: str, size: int) -> None:
         read += other.readall() or b""
 
     assert read == written
+
+
+# One that a C int does not hold, and of which it would hold the rest: 0, say, which is open.
+TOO_GREAT = [1 << 31, 1 << 32, 1 << 40, 1 << 64]
+
+
+@pytest.mark.parametrize("fd", TOO_GREAT, ids=["2**31", "2**32", "2**40", "2**64"])
+@pytest.mark.parametrize(
+    "take",
+    [
+        UdStream.from_fd,
+        UdStreamListener.from_fd,
+        ancillary.peer_credentials,
+        ancillary.get_passcred,
+        lambda fd: ancillary.send_fds(fd, b"x", []),
+        lambda fd: ancillary.recv_fds(fd, 1),
+        lambda fd: FileDescriptors([fd]),
+    ],
+    ids=["stream", "listener", "peer_credentials", "get_passcred", "send_fds", "recv_fds", "FileDescriptors"],
+)
+def test_number_too_great_for_a_descriptor(take: Callable[[int], object], fd: int) -> None:
+    """A number that no descriptor can have is a `ValueError` that says so, and no other file is touched."""
+    stream, other = UdStream.pair()
+    stand_in = os.dup(0)
+    try:
+        # Where the number would end up, were its upper half dropped.
+        os.dup2(stream.fileno(), 0)
+        with pytest.raises(ValueError, match=str(fd)):
+            take(fd)
+    finally:
+        os.dup2(stand_in, 0)
+        os.close(stand_in)
+    with stream, other:
+        other.write(b"untouched")
+        assert stream.read(100) == b"untouched"
+
+
+def _set_timeout(seconds: Any) -> None:
+    one, other = UdStream.pair()
+    with one, other:
+        one.timeout = seconds
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda seconds: UdStream.connect("@nobody", timeout=seconds),
+        lambda seconds: udstream.open("@nobody", timeout=seconds),
+        _set_timeout,
+    ],
+    ids=["connect", "open", "timeout"],
+)
+def test_timeout_too_great(take: Callable[[Any], object]) -> None:
+    """A timeout that is too great for a float is a `ValueError` that says what will do instead."""
+    with pytest.raises(ValueError, match="None is for ever"):
+        take(10**400)
