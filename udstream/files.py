@@ -78,7 +78,8 @@ class Mode:
                 raise TypeError(f"{name} must be str or None, not {type(value).__name__}")
         if newline not in _NEWLINES:
             raise ValueError(f"illegal newline value: {newline!r}")
-        if encoding is not None:
+        # "locale" is not the name of a codec: io puts the locale's in its place.
+        if encoding is not None and encoding != "locale":
             "".encode(encoding)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,15 @@ def test_nonblocking_write_says_how_much_it_took(mode: str, size: int) -> None:
         read += other.readall() or b""
 
     assert read == written
+
+
+@pytest.mark.parametrize("mode", ["r", "w", "rw"])
+def test_encoding_of_the_locale(mode: str) -> None:
+    """`encoding="locale"` is the locale's encoding, as in the builtin `open`."""
+    stream, other = UdStream.pair()
+    with stream.makefile(mode, encoding="locale") as file, other:
+        with io.TextIOWrapper(io.BytesIO(), encoding="locale") as usual:
+            assert file.encoding == usual.encoding
 
 
 # One that a C int does not hold, and of which it would hold the rest: 0, say, which is open.
