@@ -89,6 +89,9 @@ class Sink:
         "source",
         "unsent",
     )
+    closed: bool
+    raw: Raw
+    unsent: bool
     # Whether what is written is taken even if an exception says that it cannot be sent.
     _takes_all = False
 
@@ -461,6 +464,13 @@ class Source:
         "raw",
         "sink",
     )
+    careful: bool
+    closed: bool
+    dry: bool
+    gentle: bool
+    held: bytes
+    midline: bool
+    raw: Raw
 
     def __init__(self, raw: Raw, careful: bool) -> None:
         self.raw = raw

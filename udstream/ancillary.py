@@ -141,7 +141,7 @@ def _borrow(fd: Fd) -> _Borrowed:
 # --- descriptors that were received ---
 
 
-class FileDescriptors(Sequence):  # type: ignore[type-arg]
+class FileDescriptors(Sequence[int]):
     """
     File descriptors, owned: a sequence of ints that closes what nobody took.
 
@@ -422,14 +422,21 @@ class Received:
     """
 
     __slots__ = ("nbytes", "fds", "credentials", "ancillary", "truncated", "pidfd", "security")
+    nbytes: int
+    fds: FileDescriptors
+    credentials: Credentials | None
+    ancillary: list[tuple[int, int, bytes]]
+    truncated: bool
+    pidfd: FileDescriptors
+    security: bytes | None
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self.fds = self.pidfd = _NO_FDS
-        self.credentials: Credentials | None = None
-        self.ancillary: list[tuple[int, int, bytes]] = []
+        self.credentials = None
+        self.ancillary = []
         self.truncated = False
-        self.security: bytes | None = None
+        self.security = None
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""

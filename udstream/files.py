@@ -32,6 +32,10 @@ class Mode:
     """A mode string, taken apart; `ValueError` when it is none."""
 
     __slots__ = ("binary", "given", "reading", "writing")
+    binary: bool
+    given: str
+    reading: bool
+    writing: bool
 
     def __init__(self, mode: str) -> None:
         if not isinstance(mode, str):
@@ -383,12 +387,22 @@ class BinaryFile(_File, _BinaryBase):
         "_source": "",
         "_stream": "",
         "_writer": "",
-        "read": "read(size=-1): up to *size* bytes, fewer only at the end of file; all of it without a size.",
-        "readinto": "readinto(buffer): fill the buffer; fewer bytes only at the end of file.",
-        "readline": "readline(size=-1): one line with its newline, or up to *size* bytes of it.",
-        "write": "write(data): take all of data into the buffer; an exception means that none was taken, but for "
-        "a BlockingIOError: its characters_written says how much was.",
     }
+    if TYPE_CHECKING:
+
+        def read(self, size: int | None = -1, /) -> bytes: ...  # noqa: D102
+        def readinto(self, buffer: Buffer, /) -> int: ...  # noqa: D102
+        def readline(self, size: int | None = -1, /) -> bytes: ...  # noqa: D102
+        def write(self, data: Buffer, /) -> int: ...  # noqa: D102
+    else:
+        # Filled for each file with what is fastest: mostly methods of io's, in C.
+        __slots__ |= {
+            "read": "read(size=-1): up to *size* bytes, fewer only at the end of file; all of it without a size.",
+            "readinto": "readinto(buffer): fill the buffer; fewer bytes only at the end of file.",
+            "readline": "readline(size=-1): one line with its newline, or up to *size* bytes of it.",
+            "write": "write(data): take all of data into the buffer; an exception means that none was taken, but for "
+            "a BlockingIOError: its characters_written says how much was.",
+        }
 
     def __init__(
         self, stream: UdStream, mode: str, size: int, source: Source | None, sink: Sink | None
@@ -505,9 +519,16 @@ class TextFile(_File, _TextBase):
         "_source": "",
         "_stream": "",
         "_writer": "",
-        "readline": "readline(size=-1): one line, ended by a newline, or up to *size* characters of it.",
-        "write": "write(text): take all of text into the buffer; an exception means that none was taken.",
     }
+    if TYPE_CHECKING:
+
+        def readline(self, size: int | None = -1, /) -> str: ...  # type: ignore[override]  # noqa: D102
+        def write(self, text: str, /) -> int: ...  # noqa: D102
+    else:
+        __slots__ |= {
+            "readline": "readline(size=-1): one line, ended by a newline, or up to *size* characters of it.",
+            "write": "write(text): take all of text into the buffer; an exception means that none was taken.",
+        }
 
     def __init__(
         self,

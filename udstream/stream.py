@@ -115,6 +115,7 @@ class UdStream(io.RawIOBase):
     # (A type checker takes `closed` for the read-only property of io's; a slot is what io's C code reads fastest.)
     __slots__ = ("_paths", "_sock", "closed")
     _sock: Any
+    closed: bool  # pyright: ignore
     _paths: tuple[SocketPath | None, SocketPath | None] | None
     # Only a stream that collects has one of its own.
     _collected: deque[tuple[int, Received]] | None = None
@@ -133,7 +134,7 @@ class UdStream(io.RawIOBase):
         self: Self = _new(cls)
         self._sock = sock
         self._paths = paths
-        self.closed = False  # type: ignore[misc]
+        self.closed = False
         return self
 
     @classmethod
@@ -179,7 +180,7 @@ class UdStream(io.RawIOBase):
         self: Self = _new(cls)
         self._sock = sock if seconds is None else TimedSocket(sock, seconds)
         self._paths = (None, given)
-        self.closed = False  # type: ignore[misc]
+        self.closed = False
         return self
 
     @classmethod
@@ -267,7 +268,7 @@ class UdStream(io.RawIOBase):
 
     def _forget(self) -> None:
         self._sock = _CLOSED
-        self.closed = True  # type: ignore[misc]
+        self.closed = True
         if self._files:
             for file in [reference() for reference in self._files]:
                 if file is not None:
@@ -285,7 +286,7 @@ class UdStream(io.RawIOBase):
         sock = self._sock
         if sock.__class__ is CSocket and not self._files:
             self._sock = _CLOSED
-            self.closed = True  # type: ignore[misc]
+            self.closed = True  # pyright: ignore
         else:
             sock = self._bare()
             try:
