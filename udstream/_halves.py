@@ -593,6 +593,17 @@ class Source:
         """Take back what a reader could not make use of."""
         self.held = data + self.held
 
+    def spared(self) -> OSError:
+        """
+        The error that a gentle reader was spared, to be raised.
+
+        It is kept here no longer, nor in a variable on the way: its traceback has hold of the file, so the file
+        would have hold of itself.
+        """
+        error, self.excuse = self.excuse, None
+        assert error is not None
+        return error
+
     def refuse(self, why: str) -> None:
         """Let no more be read: something was lost, and going on would hide it."""
         self._refusal = why
@@ -661,8 +672,7 @@ class Source:
     def _read1_with_care(self) -> bytes:
         data = self._next(_LONGEST_HELD)
         if data is None:
-            assert self.excuse is not None
-            raise self.excuse
+            raise self.spared()
         return data
 
     def _next(self, room: int) -> bytes | None:

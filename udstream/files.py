@@ -184,21 +184,25 @@ class _CarefulReader:
             source.unread(self._take_buffered())
             return source.readall()
         data: bytes | None = self._gently(self._reader.read, size)
-        error = source.excuse
-        if error is None or isinstance(error, BlockingIOError):
+        if source.excuse is None:
+            return data
+        if isinstance(source.excuse, BlockingIOError):
+            source.excuse = None
             return data
         source.unread(data or b"")
-        raise error
+        raise source.spared()
 
     def readinto(self, buffer: Any) -> int | None:
         source = self._source
         with memoryview(buffer) as whole, whole.cast("B") as view:
             count: int | None = self._gently(self._reader.readinto, view)
-            error = source.excuse
-            if error is None or isinstance(error, BlockingIOError):
+            if source.excuse is None:
+                return count
+            if isinstance(source.excuse, BlockingIOError):
+                source.excuse = None
                 return count
             source.unread(bytes(view[: count or 0]))
-        raise error
+        raise source.spared()
 
     def read1(self, size: int = -1) -> bytes:
         return self._unless_failed(self._gently(self._reader.read1, size))  # type: ignore[no-any-return]
@@ -212,7 +216,7 @@ class _CarefulReader:
     def _unless_failed(self, result: Any) -> Any:
         # These read once at the most, so after a failure there is nothing to give back.
         if self._source.excuse is not None:
-            raise self._source.excuse
+            raise self._source.spared()
         return result
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +126,217 @@ def test_timeout_too_great(take: Callable[[Any], object]) -> None:
     """A timeout that is too great for a float is a `ValueError` that says what will do instead."""
     with pytest.raises(ValueError, match="None is for ever"):
         take(10**400)
+
+
+# --- gone with the last reference ---
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def without_the_collector() -> Iterator[None]:
+    """References alone decide what lives."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# What is made, used and dropped, with all that led to it; each returns its descriptors.
+Drop = Callable[[Path], list[int]]
+
+
+def _stream(folder: Path) -> list[int]:
+    one, other = UdStream.pair()
+    one.timeout = 5
+    one.collect_ancillary = True
+    other.write(b"x")
+    one.read(10)
+    return [one.fileno(), other.fileno(), one.dup().fileno()]
+
+
+def _listener(folder: Path) -> list[int]:
+    listener = UdStreamListener.bind(folder / "s", authorize={os.getuid()})
+    client = UdStream.connect(folder / "s", timeout=5)
+    accepted = next(listener.incoming())
+    with pytest.raises(ConnectionRefusedError):
+        UdStream.connect(f"@nobody-{os.getpid()}")
+    listener.timeout = 0.001
+    with suppress(TimeoutError):
+        listener.accept()
+    return [listener.fileno(), client.fileno(), accepted.fileno()]
+
+
+def _descriptors(folder: Path) -> list[int]:
+    one, other = UdStream.pair()
+    one.send_fds(b"x", [0, 0])
+    one.send_fds(b"x", [0])
+    one.send_fds(b"x", [0])
+    _, fds = other.recv_fds(1)
+    received = other.recv_ancillary(bytearray(1))
+    other.collect_ancillary = True
+    other.read(1)
+    return [one.fileno(), other.fileno(), *fds, *received.fds, *other.collected[0][1].fds]
+
+
+def _lost_descriptors(folder: Path) -> list[int]:
+    one, other = UdStream.pair()
+    one.send_fds(b"x", [0, 0, 0])
+    fds: list[int] = []
+    try:
+        other.recv_fds(1, max_fds=1)
+    except OSError as error:
+        # Not in a variable that lives on: that would be a cycle of our own.
+        fds += error.fds  # type: ignore[attr-defined]
+    assert fds
+    return [one.fileno(), other.fileno(), *fds]
+
+
+def _failing(call: Callable[[UdStream], object]) -> Drop:
+    """A call of a stream that times out, would block, or meets the end of file."""
+
+    def drop(folder: Path) -> list[int]:
+        one, other = UdStream.pair()
+        fds = [one.fileno(), other.fileno()]
+        one.timeout = 0.001
+        for stream in (one, other):
+            with pytest.raises((OSError, EOFError)):
+                while True:
+                    call(stream)
+            if stream is one:
+                other.set_nonblocking(True)
+        one.close()
+        with suppress(OSError, EOFError):
+            call(other)
+        return fds
+
+    return drop
+
+
+STREAM_CALLS: dict[str, Callable[[UdStream], object]] = {
+    "read_exact": lambda stream: stream.read_exact(10),
+    "readinto_exact": lambda stream: stream.readinto_exact(bytearray(10)),
+    "readline": lambda stream: stream.readline(),
+    "readlines": lambda stream: stream.readlines(),
+    "write_all": lambda stream: stream.write_all(bytes(1 << 20)),
+    "writev_all": lambda stream: stream.writev_all([bytes(1 << 20)]),
+    "recv_fds": lambda stream: stream.recv_fds(10),
+    "recv_ancillary": lambda stream: stream.recv_ancillary([bytearray(10)]),
+    "send_fds": lambda stream: stream.send_fds(bytes(1 << 20), [0]),
+}
+
+READ_CALLS: dict[str, Callable[[Any], object]] = {
+    "read(n)": lambda file: file.read(10),
+    "read": lambda file: file.read(),
+    "readline": lambda file: file.readline(),
+    "readlines": lambda file: file.readlines(),
+    "next": next,
+    "list": list,
+}
+BYTES_CALLS: dict[str, Callable[[Any], object]] = {
+    **READ_CALLS,
+    "readinto": lambda file: file.readinto(bytearray(10)),
+    "readinto1": lambda file: file.readinto1(bytearray(10)),
+    "read1": lambda file: file.read1(),
+    "peek": lambda file: file.peek(),
+}
+
+
+def _reading(mode: str, call: Callable[[Any], object], sent: bytes) -> Drop:
+    """A read of a file that times out, after a first part or with nothing."""
+
+    def drop(folder: Path) -> list[int]:
+        one, other = UdStream.pair()
+        one.timeout = 0.001
+        file = one.makefile(mode)
+        if sent:
+            other.write(sent)
+        for _ in range(4):
+            with suppress(OSError, StopIteration, UnicodeError):
+                call(file)
+        return [file.fileno(), other.fileno()]
+
+    return drop
+
+
+def _writing(mode: str) -> Drop:
+    """A file whose write fails, because nobody reads, and whose last bytes nobody can have any more."""
+
+    def drop(folder: Path) -> list[int]:
+        one, other = UdStream.pair()
+        one.timeout = 0.001
+        file = one.makefile(mode)
+        fds = [one.fileno(), other.fileno()]
+        data: Any = bytes(1 << 18) if "b" in mode else "x" * (1 << 18)
+        with pytest.raises(TimeoutError):
+            while True:
+                file.write(data)
+                file.flush()
+        other.close()
+        with pytest.raises(BrokenPipeError):
+            file.close()
+        return fds
+
+    return drop
+
+
+def _used(mode: str, buffering: int = -1) -> Drop:
+    """A file that has done all that it can."""
+
+    def drop(folder: Path) -> list[int]:
+        one, other = UdStream.pair()
+        other.write(b"one\ntwo\nthree")
+        other.shutdown(udstream.Shutdown.WRITE)
+        file: Any = one.makefile(mode, buffering)
+        if file.writable():
+            file.write(b"x" if "b" in mode else "x")
+            file.flush()
+        if file.readable():
+            lines = iter(file)
+            assert next(lines)
+            assert file.readline()
+        if hasattr(file, "buffer"):
+            assert file.buffer.raw is one
+        assert repr(file)
+        return [file.fileno(), other.fileno()]
+
+    return drop
+
+
+DROPS: dict[str, Drop] = {
+    "stream": _stream,
+    "listener": _listener,
+    "descriptors": _descriptors,
+    "lost descriptors": _lost_descriptors,
+    **{f"stream.{name}": _failing(call) for name, call in STREAM_CALLS.items()},
+    **{f"{mode} used": _used(mode) for mode in ("r", "w", "rw", "rb", "wb", "rwb")},
+    "unbuffered used": _used("rwb", 0),
+    "line-buffered used": _used("rw", 1),
+    **{f"{mode} written": _writing(mode) for mode in ("w", "rw", "wb", "rwb")},
+    **{
+        f"{mode}.{name} after {sent!r}": _reading(mode, call, sent)
+        for mode, calls in (("r", READ_CALLS), ("rw", READ_CALLS), ("rb", BYTES_CALLS), ("rwb", BYTES_CALLS))
+        for name, call in calls.items()
+        for sent in (b"", b"ab", b"ab\nc", b"\xff\n")
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("name", DROPS)
+def test_gone_with_the_last_reference(name: str, folder: Path) -> None:
+    """What is dropped is closed at once, also after a failure: nothing waits for the garbage collector."""
+    with without_the_collector():
+        fds = DROPS[name](folder)
+        left = [fd for fd in fds if _is_open(fd)]
+
+    assert fds
+    assert left == []
