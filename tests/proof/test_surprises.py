@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import gc
 import io
+import locale
 import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -340,3 +348,164 @@ def test_gone_with_the_last_reference(name: str, folder: Path) -> None:
 
     assert fds
     assert left == []
+
+
+# --- nobody else notices ---
+
+# What the import brings that `import socket` does not, from the standard library.
+BEYOND_SOCKET = {"__future__", "_struct", "struct"}
+
+
+def _python(*arguments: str) -> str:
+    """What a new interpreter prints, which has imported nothing but what it must."""
+    paths = f"import sys; sys.path[:0] = {sys.path!r}; "
+    *flags, program = arguments
+    done = subprocess.run(
+        [sys.executable, "-S", *flags, "-c", paths + program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_import_brings_less_than_socket() -> None:
+    """`import udstream` imports less of the standard library than `import socket` does."""
+    program = "before = {*sys.modules}; import %s; print(*{*sys.modules} - before)"
+    usual, ours = ({*_python(program % name).split()} for name in ("socket", "udstream"))
+    theirs = {name for name in ours if name.partition(".")[0] != "udstream"}
+
+    assert theirs - usual == BEYOND_SOCKET
+    assert len(theirs) < len(usual)
+
+
+@pytest.mark.parametrize("flags", [[], ["-bb", "-X", "dev", "-W", "error"], ["-OO"]], ids=" ".join)
+def test_no_module_starts_anything(flags: list[str]) -> None:
+    """Importing each module of the package, and asking for each name, opens and starts nothing."""
+    program = """
+import gc, os, pkgutil, signal, threading, warnings
+def state():
+    fds = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    handlers = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+    return (fds, threading.active_count(), handlers, dict(os.environ), os.getcwd(), gc.get_threshold(),
+            gc.isenabled(), sys.excepthook, threading.excepthook, sys.unraisablehook, list(sys.meta_path))
+before = state()
+import udstream
+for name in udstream.__all__:
+    getattr(udstream, name)
+for module in pkgutil.walk_packages(udstream.__path__, "udstream."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+        print(module.name)
+assert state() == before, (state(), before)
+"""
+    imported = _python(*flags, program).split()
+
+    assert {"udstream.listener", "udstream.ancillary", "udstream.cli"} <= {*imported}
+
+
+def _global_state() -> dict[str, object]:
+    """What belongs to the whole process or thread, and is nobody's to change in passing."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "umask": umask,
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "default timeout": socket.getdefaulttimeout(),
+        "signal handlers": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "signal mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "pending signals": signal.sigpending(),
+        "alarm": signal.getitimer(signal.ITIMER_REAL),
+        "limits": [resource.getrlimit(limit) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)],
+        "threads": threading.active_count(),
+        "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook),
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
+        "switch interval": sys.getswitchinterval(),
+        "recursion limit": sys.getrecursionlimit(),
+        "warnings": list(warnings.filters),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "standard streams": (sys.stdin, sys.stdout, sys.stderr),
+        "modes of the standard descriptors": [os.get_blocking(fd) for fd in (0, 1, 2)],
+    }
+
+
+def test_nobody_else_notices(folder: Path) -> None:
+    """Whatever is done with streams, listeners and files leaves the state of the process as it was."""
+    path = folder / ("long-" * 40) / "s"
+    path.parent.mkdir()
+    (folder / "file").write_bytes(bytes(1 << 16))
+    seen: list[dict[str, object]] = []
+    before = _global_state()
+
+    def authorize(credentials: udstream.Credentials) -> bool:
+        seen.append(_global_state())
+        return credentials.uid == os.getuid()
+
+    with UdStreamListener.bind(path, mode=0o600, authorize=authorize) as listener:
+        with UdStream.connect(path, timeout=5) as client, listener.accept() as accepted:
+            with open(folder / "file", "rb") as file:
+                client.sendfile(file)
+                client.timeout = None
+                client.sendfile(file)
+            assert len(accepted.read_exact(1 << 17)) == 1 << 17
+            client.send_fds(b"x", [0])
+            with accepted.recv_fds(1)[1] as fds:
+                assert len(fds) == 1
+            accepted.timeout = 0.001
+            with pytest.raises(TimeoutError):
+                accepted.read(1)
+            assert client.peer_credentials().pid == os.getpid()
+            accepted.shutdown(udstream.Shutdown.BOTH)
+            with pytest.raises(BrokenPipeError):
+                client.write(b"x")
+            with open(folder / "file", "rb") as file, pytest.raises(BrokenPipeError):
+                client.sendfile(file)
+        with listener, suppress(BlockingIOError):
+            listener.set_nonblocking(True)
+            listener.accept()
+    stream, other = UdStream.pair()
+    with stream.makefile("rw", encoding="utf-8") as text, other:
+        text.write("request\n")
+        other.write(b"reply\n")
+        assert text.readline() == "reply\n"
+
+    assert seen == [before]
+    assert _global_state() == before
+
+
+INSIDE = """
+import udstream
+one, other = udstream.UdStream.pair()
+with one.makefile("rw", encoding="utf-8") as file, other:
+    print("a line", file=file, flush=True)
+    assert other.read(100) == b"a line\\n"
+    other.send_fds(b"x", [0])
+    one.recv_fds(1)[1].close()
+    one.timeout = 0.001
+    try:
+        one.read(1)
+    except TimeoutError:
+        pass
+with udstream.UdStreamListener.bind("@udstream-%d") as listener:
+    udstream.UdStream.connect(listener.local_path).close()
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
+@pytest.mark.parametrize("isolated", [False, True], ids=["shared", "isolated"])
+def test_subinterpreter(isolated: bool) -> None:
+    """It is imported and works in another interpreter of the same process, also in an isolated one."""
+    inside = f"import sys; sys.path[:0] = {sys.path!r}\n" + INSIDE % os.getpid()
+    interpreters: Any
+    if sys.version_info >= (3, 13):
+        interpreters = pytest.importorskip("_interpreters")
+        interpreter = interpreters.create("isolated" if isolated else "legacy")
+        failure = interpreters.exec(interpreter, inside)
+    else:
+        interpreters = pytest.importorskip("_xxsubinterpreters")
+        interpreter = interpreters.create(isolated=isolated)
+        failure = interpreters.run_string(interpreter, inside)
+    interpreters.destroy(interpreter)
+
+    assert failure is None
