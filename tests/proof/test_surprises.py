@@ -396,7 +396,8 @@ for module in pkgutil.walk_packages(udstream.__path__, "udstream."):
     if not module.name.endswith("__main__"):
         __import__(module.name)
         print(module.name)
-assert state() == before, (state(), before)
+if state() != before:
+    sys.exit(f"{state()} is not {before}")
 """
     imported = _python(*flags, program).split()
 
