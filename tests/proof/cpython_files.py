@@ -20,7 +20,7 @@ import types
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, ClassVar
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from cpython_sockets import Facade
 
@@ -37,7 +37,7 @@ class OtherEnd:
         self.got: list[bytes] = []
         self._lock = threading.Lock()
         stream.set_nonblocking(True)
-        OTHER_ENDS.add(self)
+        OTHER_ENDS.append(ref(self))
         self.exchange()
 
     def exchange(self) -> None:
@@ -71,7 +71,13 @@ class OtherEnd:
             self.stream.close()
 
 
-OTHER_ENDS: WeakSet[OtherEnd] = WeakSet()
+# A list, which a thread can copy at any time.
+OTHER_ENDS: list[ref[OtherEnd]] = []
+
+
+def other_ends() -> list[OtherEnd]:
+    """Those whose tests still know of them."""
+    return [end for reference in OTHER_ENDS[:] if (end := reference()) is not None]
 
 
 class Fed(UdStream):
@@ -164,7 +170,7 @@ class OtherEnds(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.001):
-            for end in list(OTHER_ENDS):
+            for end in other_ends():
                 end.exchange()
 
     def __enter__(self) -> None:
@@ -177,7 +183,7 @@ class OtherEnds(threading.Thread):
         # Also what a test that failed has left.
         for fed in list(Fed.made):
             UdStream.close(fed)
-        for end in list(OTHER_ENDS):
+        for end in other_ends():
             end.close()
         Fed.made.clear()
         OTHER_ENDS.clear()

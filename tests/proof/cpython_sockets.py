@@ -51,6 +51,7 @@ class Socket:
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, end: Any = None
     ) -> None:
         self.end: Any = end if fileno is None else UdStream.from_fd(fileno)
+        DETACHED.discard(-1 if fileno is None else fileno)
         self._timeout: float | None = None
         self.made.append(self)
         self._become(self.end)
@@ -81,7 +82,9 @@ class Socket:
         return Socket(end=self.end.dup())
 
     def detach(self) -> int:
-        return self.end.detach()  # type: ignore[no-any-return]
+        fd: int = self.end.detach()
+        DETACHED.add(fd)
+        return fd
 
     def shutdown(self, how: int) -> None:
         self.end.shutdown(how)
@@ -241,6 +244,9 @@ def bind_port(sock: Socket, host: str = "") -> str:
 
 FOLDERS: list[Path] = []
 
+# Descriptors that a test has taken out of one socket and not put into another.
+DETACHED: set[int] = set()
+
 
 def load() -> types.ModuleType:
     """CPython's tests of sockets, on ours."""
@@ -274,5 +280,7 @@ def cleaned_up() -> Iterator[None]:
     finally:
         while Socket.made:
             Socket.made.pop().close()
+        while DETACHED:
+            os.close(DETACHED.pop())
         while FOLDERS:
             FOLDERS.pop().rmdir()
