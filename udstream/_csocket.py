@@ -91,6 +91,17 @@ def adopt(fd: int, *, listening: bool) -> CSocket:
     return sock
 
 
+def take_over(fd: int, *, listening: bool) -> CSocket:
+    """`adopt`, and make it close-on-exec; on any error the descriptor stays the caller's."""
+    sock = adopt(fd, listening=listening)
+    try:
+        os.set_inheritable(fd, False)
+    except BaseException:
+        sock.detach()
+        raise
+    return sock
+
+
 def _problem(sock: CSocket, listening: bool) -> str | None:
     if _domain(sock) != _socket.AF_UNIX:
         return "its address family is another one"

@@ -78,9 +78,10 @@ class UdStreamListener:
 
     @classmethod
     def _adopt(cls, sock: CSocket) -> Self:
+        turn = _Turn(sock)
         self = cls.__new__(cls)
         self._sock = sock
-        self._turn = _Turn(sock)
+        self._turn = turn
         return self
 
     @classmethod
@@ -163,9 +164,12 @@ class UdStreamListener:
         Closing it leaves the socket file. `ValueError`, and the descriptor stays the caller's as it was, when
         it is not a listening Unix stream socket; `OSError` (``EBADF``) when it is not open at all.
         """
-        self = cls._adopt(_csocket.adopt(fd, listening=True))
-        os.set_inheritable(fd, False)
-        return self
+        sock = _csocket.take_over(fd, listening=True)
+        try:
+            return cls._adopt(sock)
+        except BaseException:
+            sock.detach()
+            raise
 
     @classmethod
     def from_socket(cls, sock: socket.socket) -> Self:
@@ -182,10 +186,14 @@ class UdStreamListener:
         if sock.fileno() < 0:
             raise ValueError("the socket is closed")
         self = cls.from_fd(sock.fileno())
-        sock.detach()
         if seconds:
-            self.set_nonblocking(False)
+            try:
+                self.set_nonblocking(False)
+            except OSError:
+                self.detach()
+                raise
             self._timeout = seconds
+        sock.detach()
         return self
 
     @classmethod

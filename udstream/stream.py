@@ -197,9 +197,7 @@ class UdStream(io.RawIOBase):
         `ValueError`, and the descriptor stays the caller's, when it is not a connected Unix stream socket;
         `OSError` (``EBADF``) when it is not open at all.
         """
-        self = cls._adopt(_csocket.adopt(fd, listening=False))
-        os.set_inheritable(fd, False)
-        return self
+        return cls._adopt(_csocket.take_over(fd, listening=False))
 
     @classmethod
     def from_socket(cls, sock: socket.socket) -> Self:
@@ -216,10 +214,14 @@ class UdStream(io.RawIOBase):
         if sock.fileno() < 0:
             raise ValueError("the socket is closed")
         self = cls.from_fd(sock.fileno())
-        sock.detach()
         if seconds:
-            self.set_nonblocking(False)
+            try:
+                self.set_nonblocking(False)
+            except OSError:
+                self.detach()
+                raise
             self.timeout = seconds
+        sock.detach()
         return self
 
     @classmethod
