@@ -44,9 +44,21 @@ def create(kind: int = _socket.SOCK_STREAM) -> CSocket:
         sock = CSocket(_socket.AF_UNIX, kind | _AS_IT_IS)
         # It is nobody else's yet. The object goes on taking it as it is; so a connect that a signal
         # interrupts is an InterruptedError, and not, as CPython otherwise has it, a success.
-        os.set_blocking(sock.fileno(), True)
+        try:
+            os.set_blocking(sock.fileno(), True)
+        except BaseException:
+            discard(sock)
+            raise
         return sock
     return _leave_mode_alone(CSocket(_socket.AF_UNIX, kind), True)
+
+
+def discard(sock: CSocket) -> None:
+    """Close one that came to nothing, for an error that is to be told: what the system says of the close is not."""
+    try:
+        sock.close()
+    except OSError:
+        pass  # Linux has closed it all the same
 
 
 def pair() -> tuple[CSocket, CSocket]:

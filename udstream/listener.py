@@ -126,9 +126,9 @@ class UdStreamListener:
             raise ValueError("mode, owner and group are a socket file's; an abstract name has none")
         queue = _checked_backlog(backlog)
         authorize = _checked_authorize(authorize)
-        sock = _csocket.create()
-        claim = None
+        sock = claim = None
         try:
+            sock = _csocket.create()
             if not pass_fds:
                 from . import ancillary
 
@@ -142,7 +142,8 @@ class UdStreamListener:
         except BaseException as error:
             if claim is not None:
                 claim.remove()
-            sock.close()
+            if sock is not None:
+                _csocket.discard(sock)
             if isinstance(error, OSError):
                 error.filename = str(address)
                 error.filename2 = None

@@ -151,8 +151,9 @@ class UdStream(io.RawIOBase):
         seconds = None if timeout is None else checked_timeout(timeout)
         # A str says the same for ever; what else it may be is made so.
         given = path if isinstance(path, str) else UdSocketPath.of(path)
-        sock = _csocket.create()
+        sock = None
         try:
+            sock = _csocket.create()
             if len(sockaddr) <= _platform.SUN_PATH_MAX or sockaddr[0] == 0:
                 if seconds is None:
                     try:
@@ -170,12 +171,11 @@ class UdStream(io.RawIOBase):
                     _connect(sock, b"/proc/self/fd/%d" % fd, seconds)
                 finally:
                     os.close(fd)
-        except OSError as error:
-            sock.close()
-            error.filename = str(UdSocketPath.of(path))
-            raise
-        except BaseException:
-            sock.close()
+        except BaseException as error:
+            if sock is not None:
+                _csocket.discard(sock)
+            if isinstance(error, OSError):
+                error.filename = str(UdSocketPath.of(path))
             raise
         self: Self = _new(cls)
         self._sock = sock if seconds is None else TimedSocket(sock, seconds)
