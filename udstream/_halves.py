@@ -21,7 +21,6 @@ nothing, and no call gets past.
 from __future__ import annotations
 
 import errno
-import os
 from _socket import MSG_DONTWAIT
 from _thread import RLock, get_ident
 
@@ -555,21 +554,22 @@ class Source:
 
     def read(self, size: int = -1) -> bytes:
         """Everything up to the end of file, for `io.TextIOWrapper.read`."""
-        data = self.to_the_end()
-        if data is None:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return data
+        return self.to_the_end()
 
     def readall(self) -> bytes | None:
         """As a raw file's, for `io.BufferedReader.read`, which drops what it had if this fails."""
         try:
             return self.to_the_end()
+        except BlockingIOError:
+            data, self.held = self.held, b""
+            self.midline = False
+            return data or None
         except BaseException:
             if not self.careful:
                 self.refuse("read() failed, and what had been read ahead is lost")
             raise
 
-    def to_the_end(self) -> bytes | None:
+    def to_the_end(self) -> bytes:
         """Everything up to the end of file; an exception on the way leaves what had come in `held`."""
         self._check_refusal()
         chunks = [self.held]
@@ -577,9 +577,6 @@ class Source:
         try:
             while chunk := self._receive(sock, 1 << 16):
                 chunks.append(chunk)
-        except BlockingIOError:
-            if chunks == [b""]:
-                return None
         except BaseException:
             self.held = b"".join(chunks)
             raise
