@@ -528,11 +528,14 @@ class Source:
             if self.sink is not None and self.sink.unsent:
                 self._let_sink_send(sock)
             count: int = sock.recv_into(buffer)
+        except BlockingIOError:
+            return None
         except TimeoutError:
             self.refuse("the timeout was set after the file was made, and what a timed-out read had is lost")
             raise
-        except BlockingIOError:
-            return None
+        except OSError:
+            self.refuse("a read failed, and what it had is lost")
+            raise
         return count
 
     def read1(self, size: int = -1) -> bytes:
@@ -545,7 +548,7 @@ class Source:
             if self.sink is not None and self.sink.unsent:
                 self._let_sink_send(sock)
             data: bytes = sock.recv(_TEXT_CHUNK)
-        except BlockingIOError:
+        except OSError:
             self._refuse_if_midline()
             raise
         if data:
@@ -682,7 +685,7 @@ class Source:
             if not self.held:
                 try:
                     self.held = self._receive(sock, room)
-                except (TimeoutError, BlockingIOError) as error:
+                except OSError as error:
                     self.excuse = error
                     return None
             cut = self._whole_lines(room) or room

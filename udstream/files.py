@@ -620,7 +620,7 @@ class TextFile(_File, _TextBase):
         source.gentle = True
         try:
             return reader.read(size)  # type: ignore[no-any-return]
-        except (TimeoutError, BlockingIOError):
+        except OSError:
             if size > 1:
                 source.refuse("read(size) failed in the middle, and what it had is lost")
             raise
