@@ -296,7 +296,9 @@ class Sink:
     def _try_to_drain(self) -> None:
         try:
             self.drain()
-        except (TimeoutError, BlockingIOError):
+        except ConnectionError:
+            raise  # nothing that is kept will ever be sent
+        except OSError:
             pass  # taken is taken: the next write, or flush, says so
 
     def _send_or_keep(self, data: Any) -> int:
@@ -309,9 +311,11 @@ class Sink:
                 return count
         except (TimeoutError, BlockingIOError):
             pass
-        except BaseException:
-            self._keep_in_spite_of_exception(data, sum(sent))
-            raise
+        except BaseException as error:
+            # The text layer has taken it already; it may be sent yet, unless the connection is gone.
+            if not self._takes_all or not isinstance(error, OSError) or isinstance(error, ConnectionError):
+                self._keep_in_spite_of_exception(data, sum(sent))
+                raise
         self._append(bytes(data[sum(sent) :]))
         try:
             self._try_to_drain()

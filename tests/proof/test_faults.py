@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 PROGRAM = HERE / "faults.py"
 # Seconds; the longest takes a tenth of it on a slow machine.
 PATIENCE = 200
-GROUPS = ["raw", "making", "reading", "ancillary", "listener"]
+GROUPS = ["raw", "making", "reading", "writing", "ancillary", "listener"]
 
 Prove = Callable[..., dict[str, Any]]
 
