@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdarg.h>
+#include <string.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -26,18 +27,20 @@ enum { AT_ONCE, WAITS, MOVES_BYTES };
 
 static __thread int armed;
 static int how, at, number, short_counts, times;
-static int calls, injected, last_failed, streak, unowned_closes;
+static int calls, injected, last_failed, unowned_closes;
+/* How often in a row calls of each kind have failed. */
+static int streaks[3];
 static const char *names[MOST];
 
 /*
  * A new plan. ONE: the call number `at_call` fails with `error`. REST: so do all later ones of the same name.
- * EACH: each call that may wait fails `in_a_row` times
- * before it is made. And with `one_byte` no call moves more.
+ * EACH: each call that may wait fails `in_a_row` times before it is made. And with `one_byte` no call moves more.
  */
 void faults_plan(int plan, int at_call, int error, int in_a_row, int one_byte)
 {
     how = plan, at = at_call, number = error, times = in_a_row, short_counts = one_byte;
-    calls = injected = last_failed = streak = unowned_closes = 0;
+    calls = injected = last_failed = unowned_closes = 0;
+    memset(streaks, 0, sizeof streaks);
 }
 
 /* From now on it holds, or not, for the calling thread. */
@@ -59,17 +62,21 @@ static int fails(const char *name, int kind)
     if (call >= MOST)
         return 0;
     names[call] = name;
-    int fault = 0;
+    int fault = 0, error = number;
     if (how == ONE)
         fault = call == at;
     else if (how == REST)
         fault = call == at || (call > at && name == names[at]);
-    else if (how == EACH && kind >= (number == EAGAIN ? MOVES_BYTES : WAITS))
-        fault = streak++ < times || (streak = 0);
+    else if (how == EACH && kind != AT_ONCE) {
+        fault = streaks[kind]++ < times || (streaks[kind] = 0);
+        /* Only what moves bytes can be told that it would have to wait; the waiting for it is interrupted. */
+        if (number == EAGAIN && kind == WAITS)
+            error = EINTR;
+    }
     last_failed = fault;
     if (fault) {
         injected++;
-        errno = number;
+        errno = error;
     }
     return fault;
 }
