@@ -34,12 +34,12 @@ def inherited_sockets(*, listening: bool) -> list[tuple[CSocket, str | None]]:
                 sockets.append(_csocket.adopt(fd, listening=listening))
             except OSError as error:
                 raise ValueError(f"LISTEN_FDS is {count}, but file descriptor {fd} is not open") from error
+        for sock in sockets:
+            os.set_inheritable(sock.fileno(), False)
     except BaseException:
         for sock in sockets:
             sock.detach()
         raise
-    for sock in sockets:
-        os.set_inheritable(sock.fileno(), False)
     for variable in _VARIABLES:
         os.environ.pop(variable, None)
     return list(zip(sockets, names, strict=True))

@@ -208,10 +208,16 @@ class UdStreamListener:
         them is not a listening Unix stream socket.
         """
         listeners = []
-        for sock, name in inherited_sockets(listening=True):
-            self = cls._adopt(sock)
-            self._name = name
-            listeners.append(self)
+        sockets = inherited_sockets(listening=True)
+        try:
+            for sock, name in sockets:
+                self = cls._adopt(sock)
+                self._name = name
+                listeners.append(self)
+        except BaseException:
+            for sock, _ in sockets:
+                sock.detach()
+            raise
         return listeners
 
     # --- accepting ---

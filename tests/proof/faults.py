@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import udstream
-from udstream import ancillary
+from udstream import _activation, ancillary
 
 # Little, because a byte takes as much of a socket's room as a page when it is sent alone.
 DATA = "".join(f"lïne {number}\n" for number in range(4)).encode() + b"tail"
@@ -522,6 +522,35 @@ def from_socket(case: Case, kind: Any, setting: str) -> None:
         assert sock.fileno() < 0
         assert made.is_nonblocking() is (setting == "nonblocking")
         assert made.timeout == (TIMEOUT if setting == "timed" else None)
+
+
+@scenario("making", kind=[udstream.UdStream, udstream.UdStreamListener])
+def inherited(case: Case, kind: Any) -> None:
+    """What a service manager passed is the caller's as streams; or after an error still open, for another try."""
+    fd = _somebodys(case, kind).detach()
+    os.set_inheritable(fd, True)
+    variables = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "it"}
+    os.environ.update(variables)
+    _activation._FIRST = fd
+    error: BaseException | None
+    made: Any
+    try:
+        outcome = case.call(kind.inherited)
+        error = outcome.error
+    except ValueError as refusal:
+        error = refusal.__cause__
+    else:
+        if error is None:
+            (made,) = outcome.value
+            assert made.fileno() == fd and not os.get_inheritable(fd)
+            assert os.environ.keys().isdisjoint(variables)
+            made.close()
+            return
+    assert isinstance(error, OSError) and error.errno == case.fault.number
+    os.environ.update(variables)
+    (made,) = kind.inherited()
+    assert made.fileno() == fd and not os.get_inheritable(fd)
+    made.close()
 
 
 def _somebodys(case: Case, kind: Any) -> socket.socket:
