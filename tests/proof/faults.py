@@ -53,6 +53,7 @@ ERRNOS = [
     errno.ENOBUFS,
     errno.ENOMEM,
     errno.ECONNRESET,
+    errno.ECONNABORTED,
     errno.EPIPE,
     errno.EMFILE,
     errno.ENFILE,
@@ -62,8 +63,8 @@ ERRNOS = [
     errno.EINTR,
 ]
 OF_CLOSE = [errno.EINTR, errno.EIO]
-# For as long as it is said of each call, the C library's callers just call again.
-PASSING = (errno.EINTR, errno.EAGAIN)
+# Whoever is told these just calls again, for as long as it lasts.
+PASSING = (errno.EINTR, errno.EAGAIN, errno.ECONNABORTED)
 QUICK = [errno.ENOBUFS, errno.EAGAIN]
 
 # Linux never says no to these on an open Unix socket, and a connection that was accepted would be lost if it did:
