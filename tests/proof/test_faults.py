@@ -96,14 +96,16 @@ def test_the_shim_misses_no_system_call(shim: Path, folder: Path) -> None:
         ran = _strace([*command, group, "count"], environment(folder))
         counted = json.loads(ran.stdout)
         seen: dict[str, list[str]] = {}
-        current: list[str] | None = None
+        current: list[str] = []
+        thread = ""
         for line in log.read_text(errors="replace").splitlines():
-            if begun := re.search(r'access\("/begin ([^"]*)"', line):
-                current = seen.setdefault(begun[1], [])
-            elif re.search(r'access\("/end"', line):
-                current = None
-            elif current is not None and (call := re.match(r"\d+ +(\w+)\(", line)) and call[1] not in NOT_IO:
-                current.append(_same(call[1]))
+            # A scenario's other threads, and what happens between its calls, are no part of them.
+            if begun := re.match(r'(\d+) +access\("/begin ([^"]*)"', line):
+                thread, current = begun[1], seen.setdefault(begun[2], [])
+            elif re.match(rf'{thread} +access\("/end"', line):
+                thread = ""
+            elif (call := re.match(r"(\d+) +(\w+)\(", line)) and call[1] == thread and call[2] not in NOT_IO:
+                current.append(_same(call[2]))
         called = {name: [_same(call) for call in calls] for name, calls in counted.items()}
         # A variant that there is not makes none.
         assert seen and called == {name: seen.get(name, []) for name in called}
