@@ -21,6 +21,7 @@ nothing, and no call gets past.
 from __future__ import annotations
 
 import errno
+import os
 from _socket import MSG_DONTWAIT
 from _thread import RLock, get_ident
 
