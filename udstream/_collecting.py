@@ -93,7 +93,8 @@ class CollectingSocket(Around):
             nbytes, cmsgs, flags, _ = landed[0]
             offset = self._offset[0]
             self._offset[0] = offset + nbytes
-            if cmsgs or flags & MSG_CTRUNC:
+            # With the end of file comes nothing but the credentials of nobody.
+            if nbytes and (cmsgs or flags & MSG_CTRUNC):
                 self._collected.append((offset, _decoded(landed, MAX_FDS)))
             return nbytes
         except BaseException:

@@ -408,7 +408,8 @@ class Received:
     ``fds``
         A `FileDescriptors`, empty if none came.
     ``credentials``
-        The sender's `Credentials`, if `set_passcred` asked for them, else None. Root may forge these.
+        The sender's `Credentials`, if `set_passcred` asked for them, else None; the end of file has no
+        sender. Root may forge these.
     ``ancillary``
         Whatever else came, undecoded: a list of ``(level, type, bytes)``.
     ``truncated``
@@ -847,8 +848,10 @@ def _decoded(landed: list[Landed], max_fds: int) -> Received:
         elif kind == SCM_RIGHTS:
             numbers += _ints(data)
         elif kind == SCM_CREDENTIALS and len(data) == 12:
-            pid, uid, gid = _UCRED.unpack(data)
-            received.credentials = _new_tuple(Credentials, (pid or None, uid, gid))
+            # Nobody sent the end of file; yet the kernel fills in zeros there, which are root's numbers.
+            if nbytes:
+                pid, uid, gid = _UCRED.unpack(data)
+                received.credentials = _new_tuple(Credentials, (pid or None, uid, gid))
         elif kind == SCM_PIDFD and len(data) == 4 and _FD.unpack(data)[0] >= 0:
             pidfds += _FD.unpack(data)
         elif kind == SCM_SECURITY:

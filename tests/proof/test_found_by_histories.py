@@ -1,0 +1,26 @@
+"""Single promises that random histories (`test_histories`) found broken, each in the shortest way to break it."""
+
+from __future__ import annotations
+
+import pytest
+
+from udstream import Shutdown, UdStream, ancillary
+
+# A timeout that is over before anything can be waited for.
+INSTANT = 1e-9
+
+
+@pytest.mark.parametrize("how", ["recv_ancillary", "collected"])
+def test_end_of_file_has_no_sender(how: str) -> None:
+    """The end of file comes without credentials: the kernel's zeros there would say that root sent it."""
+    here, there = UdStream.pair()
+    with here, there:
+        ancillary.set_passcred(there, True)
+        here.shutdown(Shutdown.WRITE)
+        if how == "recv_ancillary":
+            with there.recv_ancillary(bytearray(1)) as received:
+                assert received.nbytes == 0 and received.credentials is None
+        else:
+            there.collect_ancillary = True
+            assert there.read(1) == b""
+            assert not there.collected
