@@ -264,6 +264,8 @@ class Sink:
                 # It goes as a whole or not at all, and without waiting. So it is taken out first: if a signal handler
                 # raises, then as the call returns, when it must not be sent again.
                 del chunks[0]
+                if not size:
+                    continue  # no reason to hear that the peer is gone
                 try:
                     sent = sock.send(data, _NOW)
                 except OSError as error:
@@ -304,6 +306,8 @@ class Sink:
 
     def _send_or_keep(self, data: Any) -> int:
         count = len(data)
+        if not count:
+            return 0  # no reason to hear that the peer is gone
         # Filled in C, so that no signal handler can raise between the sending and the counting.
         sent: list[int] = []
         try:

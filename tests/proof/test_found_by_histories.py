@@ -24,3 +24,14 @@ def test_end_of_file_has_no_sender(how: str) -> None:
             there.collect_ancillary = True
             assert there.read(1) == b""
             assert not there.collected
+
+
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+def test_nothing_to_send_does_not_fail(mode: str) -> None:
+    """A file that has nothing to send does not say that the peer is gone: neither in `flush` nor in `close`."""
+    here, there = UdStream.pair()
+    there.close()
+    file = here.makefile(mode)
+    file.write(b"" if "b" in mode else "")
+    file.flush()
+    file.close()
