@@ -38,12 +38,18 @@ def wait_by(poller: Any, deadline: float | None) -> int:
     """
     if deadline is None:
         return poller.poll()[0][1]  # type: ignore[no-any-return]
-    while (left := (deadline - monotonic()) * 1000) > 0:
+    left = (deadline - monotonic()) * 1000
+    if left < 0:
+        # One look, however late it is: what is already there is not to be missed.
+        left = 0
+    while True:
         # poll rounds a fraction of a millisecond up, so it never wakes early to find nothing.
         ready = poller.poll(left if left < _LONGEST else _LONGEST)
         if ready:
             return ready[0][1]  # type: ignore[no-any-return]
-    raise timed_out()
+        left = (deadline - monotonic()) * 1000
+        if left <= 0:
+            raise timed_out()
 
 
 def wait(fd: int, events: int, deadline: float | None) -> int:

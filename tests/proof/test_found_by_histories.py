@@ -35,3 +35,16 @@ def test_nothing_to_send_does_not_fail(mode: str) -> None:
     file.write(b"" if "b" in mode else "")
     file.flush()
     file.close()
+
+
+def test_read_takes_what_is_there_however_late() -> None:
+    """A read whose time was up before it began still gives what is at hand, though not all could be sent first."""
+    here, there = UdStream.pair()
+    there.write(b"at hand")
+    here.timeout = INSTANT
+    with there, here.makefile("rwb", 10_000_000) as file:
+        file.write(bytes(1_000_000))
+        assert file.read1() == b"at hand"
+        here.shutdown(Shutdown.BOTH)
+        with pytest.raises(BrokenPipeError):
+            file.close()
