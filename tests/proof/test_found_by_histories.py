@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 
 from udstream import Shutdown, UdStream, ancillary
@@ -48,3 +54,51 @@ def test_read_takes_what_is_there_however_late() -> None:
         here.shutdown(Shutdown.BOTH)
         with pytest.raises(BrokenPipeError):
             file.close()
+
+
+READS: dict[str, Callable[[Any], Any]] = {
+    "read": lambda file: file.read(10),
+    "readinto": lambda file: file.readinto(bytearray(10)),
+    "read1": lambda file: file.read1(),
+    "peek": lambda file: file.peek(),
+    "readline": lambda file: file.readline(),
+    "readlines": lambda file: file.readlines(),
+}
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("nonblocking", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [("rb", how) for how in READS] + [("r", how) for how in ("read", "readline", "readlines")],
+)
+def test_file_that_timed_out_is_closed_as_it_is_dropped(mode: str, how: str, nonblocking: bool) -> None:
+    """A read that found nothing keeps nobody from closing the file: it goes with its last reference."""
+    if nonblocking and mode == "r":
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def use() -> None:
+        stream = UdStream.from_socket(ours)
+        stream.timeout = INSTANT
+        stream.set_nonblocking(nonblocking)
+        file = stream.makefile(mode)
+        try:
+            READS[how](file)
+        except (TimeoutError, BlockingIOError):
+            pass
+
+    with theirs, collector_off():
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            use()
+        assert theirs.recv(1) == b""
