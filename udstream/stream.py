@@ -673,6 +673,22 @@ class UdStream(io.RawIOBase):
                 view.release()
         return sum(counts)
 
+    def writelines(self, lines: Iterable[Buffer]) -> None:
+        """
+        Send all of each of the *lines*; nothing is put between them.
+
+        An exception in sending carries how many bytes of all lines were sent as ``.nbytes``. System calls:
+        those of `write_all`, which has the `timeout` for each line.
+        """
+        self.fileno()
+        done = 0
+        for line in lines:
+            try:
+                done += self.write_all(line)
+            except BaseException as error:
+                _annotate(error, nbytes=done + getattr(error, "nbytes", 0))
+                raise
+
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
         """
         Send a file opened in binary mode, from *offset* to its end, or *count* bytes of it.

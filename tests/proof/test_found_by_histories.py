@@ -102,3 +102,22 @@ def test_file_that_timed_out_is_closed_as_it_is_dropped(mode: str, how: str, non
         with pytest.warns(ResourceWarning, match="unclosed"):
             use()
         assert theirs.recv(1) == b""
+
+
+@pytest.mark.parametrize("nonblocking", [False, True])
+def test_writelines_of_a_stream_sends_all_or_says_so(nonblocking: bool) -> None:
+    """`writelines` of a raw stream sends every byte, or raises, with the number that it sent; it never drops any."""
+    here, there = UdStream.pair()
+    here.timeout = INSTANT
+    here.set_nonblocking(nonblocking)
+    with here, there:
+        here.writelines([])
+        here.writelines([b"one", bytearray(b"two")])
+        assert there.read_exact(6) == b"onetwo"
+        with pytest.raises(BlockingIOError if nonblocking else TimeoutError) as failure:
+            here.writelines([b"first", bytes(1_000_000)])
+        sent: int = failure.value.nbytes  # type: ignore[attr-defined]
+        assert 5 < sent < 1_000_005
+        assert there.read_exact(sent) == b"first" + bytes(sent - 5)
+    with pytest.raises(ValueError, match="closed"):
+        here.writelines([])
