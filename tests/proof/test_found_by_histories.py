@@ -121,3 +121,16 @@ def test_writelines_of_a_stream_sends_all_or_says_so(nonblocking: bool) -> None:
         assert there.read_exact(sent) == b"first" + bytes(sent - 5)
     with pytest.raises(ValueError, match="closed"):
         here.writelines([])
+
+
+@pytest.mark.xfail(
+    strict=True, reason="what reads with a timeout holds a line back until it is whole, limit or not"
+)
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+def test_limited_line_does_not_wait_for_its_end(mode: str) -> None:
+    """`readline(n)` gives n bytes, or characters, as soon as they are there, also with a timeout."""
+    here, there = UdStream.pair()
+    here.timeout = INSTANT
+    with there, here.makefile(mode) as file:
+        there.write(b"no end of line")
+        assert file.readline(2) == (b"no" if "b" in mode else "no")
