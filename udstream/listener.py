@@ -163,7 +163,8 @@ class UdStreamListener:
         Take over the open descriptor *fd*, in whatever mode it is; it is made close-on-exec.
 
         Closing it leaves the socket file. `ValueError`, and the descriptor stays the caller's as it was, when
-        it is not a listening Unix stream socket; `OSError` (``EBADF``) when it is not open at all.
+        it is not a listening Unix stream socket; `OSError` (``EBADF``) when it is not open at all. It stays the
+        caller's on any error.
         """
         sock = _csocket.take_over(fd, listening=True)
         try:

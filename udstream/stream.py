@@ -195,7 +195,7 @@ class UdStream(io.RawIOBase):
         Take over the open descriptor *fd*, in whatever mode it is; it is made close-on-exec.
 
         `ValueError`, and the descriptor stays the caller's, when it is not a connected Unix stream socket;
-        `OSError` (``EBADF``) when it is not open at all.
+        `OSError` (``EBADF``) when it is not open at all. It stays the caller's on any error.
         """
         return cls._adopt(_csocket.take_over(fd, listening=False))
 

@@ -152,6 +152,9 @@ OTHERWISE: dict[str, list[str]] = {
         "r*b.test_nonnormalized_close_error_on_close",
         "rwb-writing.test_close_error_on_close",
         "rwb-writing.test_nonnormalized_close_error_on_close",
+        "rw-text.test_close_error_on_close",
+        "rw-text.test_flush_error_on_close",
+        "rw-text.test_nonnormalized_close_error_on_close",
     ],
     "a file that goes both ways can be written to": ["rwb.test_truncate_on_read_only"],
     "a file made by open or makefile is not made again, and its class takes no other raw file": [

@@ -123,14 +123,15 @@ def test_writelines_of_a_stream_sends_all_or_says_so(nonblocking: bool) -> None:
         here.writelines([])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what reads with a timeout holds a line back until it is whole, limit or not"
-)
 @pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
-def test_limited_line_does_not_wait_for_its_end(mode: str) -> None:
-    """`readline(n)` gives n bytes, or characters, as soon as they are there, also with a timeout."""
+def test_limited_line_with_a_timeout_waits_for_its_end(mode: str) -> None:
+    """With a timeout, `readline(n)` comes with the end of the line; the time may run out first, and nothing is lost."""
     here, there = UdStream.pair()
     here.timeout = INSTANT
     with there, here.makefile(mode) as file:
-        there.write(b"no end of line")
-        assert file.readline(2) == (b"no" if "b" in mode else "no")
+        there.write(b"no end")
+        with pytest.raises(TimeoutError):
+            file.readline(2)
+        there.write(b" but now\n")
+        said = [file.readline(2), file.readline(), file.readline(0)]
+        assert said == ([b"no", b" end but now\n", b""] if "b" in mode else ["no", " end but now\n", ""])
