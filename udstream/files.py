@@ -255,6 +255,9 @@ class _Closed:
     def __getattr__(self, name: str) -> Any:
         _closed()
 
+    def __iter__(self) -> Any:
+        _closed()
+
 
 _CLOSED: Any = _Closed()
 
