@@ -534,7 +534,8 @@ class Source:
             return self._readinto_with_care(buffer)
         sock = self.raw._sock
         try:
-            if self.sink is not None and self.sink.unsent:
+            sink = self.sink
+            if sink is not None and sink.unsent:
                 self._let_sink_send(sock)
             count: int = sock.recv_into(buffer)
         except BlockingIOError:
@@ -642,7 +643,8 @@ class Source:
                 return
 
     def _receive(self, sock: Any, size: int) -> bytes:
-        if self.sink is not None and self.sink.unsent:
+        sink = self.sink
+        if sink is not None and sink.unsent:
             self._let_sink_send(sock)
         data: bytes = sock.recv(size)
         return data
@@ -656,7 +658,8 @@ class Source:
         if not (self.gentle or self.dry or self.held or self._refusal is not None):
             # Straight into the buffer; only what comes after the last newline is held back.
             sock = self.raw._sock
-            if self.sink is not None and self.sink.unsent:
+            sink = self.sink
+            if sink is not None and sink.unsent:
                 self._let_sink_send(sock)
             try:
                 count: int = sock.recv_into(buffer)
