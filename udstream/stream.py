@@ -244,8 +244,13 @@ class UdStream(io.RawIOBase):
         The two share one connection: its nonblocking mode, its end of file, its shutdown. System call:
         ``fcntl`` (``F_DUPFD_CLOEXEC``).
         """
+        seconds = self.timeout
         twin = self._adopt(_csocket.wrap(os.dup(self.fileno())), self._paths)
-        twin.timeout = self.timeout
+        if self.closed:
+            # By another thread, just now: the number may have been somebody else's already.
+            twin.close()
+            raise ValueError("I/O operation on closed stream")
+        twin.timeout = seconds
         return twin
 
     # --- the descriptor ---
@@ -695,8 +700,8 @@ class UdStream(io.RawIOBase):
 
         Return how many bytes were sent, and leave the file's position at the end of what was sent. An
         exception on the way carries that number as ``.nbytes``. A nonblocking stream, a file opened as
-        text, a count of 0 or less: `ValueError`. System call: ``sendfile``, or, for what is no regular
-        file and for a stream with a timeout, ``read`` and ``send``.
+        text, a count of 0 or less: `ValueError`. System call: ``sendfile``, on a duplicate that is closed
+        again; or, for what is no regular file and for a stream with a timeout, ``read`` and ``send``.
         """
         mode = getattr(file, "mode", "b")
         if isinstance(mode, str) and "b" not in mode:
@@ -730,10 +735,11 @@ class UdStream(io.RawIOBase):
 
     def _send_from_kernel(self, source: int, offset: int, count: int | None, sent: list[int]) -> None:
         done = 0
-        with _SigpipeBlocked():
+        # It goes by the number, again after each signal: by one that no other thread can close.
+        with self.dup() as own, _SigpipeBlocked():
             while count is None or done < count:
                 wanted = _MOST_FROM_KERNEL if count is None else min(count - done, _MOST_FROM_KERNEL)
-                sent.extend(map(os.sendfile, (self.fileno(),), (source,), (offset + done,), (wanted,)))
+                sent.extend(map(os.sendfile, (own.fileno(),), (source,), (offset + done,), (wanted,)))
                 if not sent[-1]:
                     return
                 done += sent[-1]
