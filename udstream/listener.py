@@ -432,7 +432,7 @@ class UdStreamListener:
 
         What it accepts is blocking either way. System call: ``ioctl`` or ``fcntl``.
         """
-        os.set_blocking(self.fileno(), not flag)
+        self._open().setblocking(not flag)
 
     def is_nonblocking(self) -> bool:
         """Whether the listening socket is nonblocking. System call: ``fcntl``."""

@@ -425,7 +425,8 @@ class UdStream(io.RawIOBase):
         Nonblocking calls that would have to wait return None (`readinto`, `read`, `write`, `readv`,
         `writev`) or raise `BlockingIOError` (all others). System call: ``ioctl`` or ``fcntl``.
         """
-        os.set_blocking(self.fileno(), not flag)
+        # Not by the number: that may be another file's as soon as another thread closes this one.
+        self._bare().setblocking(not flag)
 
     def is_nonblocking(self) -> bool:
         """Whether the connection is nonblocking. System call: ``fcntl``."""
