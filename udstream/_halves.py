@@ -494,7 +494,7 @@ class Source:
         # True while a reader only wants to know what it has already got.
         self.dry = False
         # The error that a gentle reader was spared, for it to raise.
-        self.excuse: OSError | None = None
+        self.excuse: BaseException | None = None
         # What ends a line, if that can be told before decoding; and whether a carriage return does, too.
         self._end: bytes | None = b"\n"
         self._universal = False
@@ -697,7 +697,8 @@ class Source:
             if not self.held:
                 try:
                     self.held = self._receive(sock, room)
-                except OSError as error:
+                except BaseException as error:
+                    # Whatever it is, a signal handler's too: the reader would lose what it has got.
                     self.excuse = error
                     return None
             cut = self._whole_lines(room) or room
