@@ -541,12 +541,13 @@ class UdStream(io.RawIOBase):
                 keep(sock, chunks, "recv", _CHUNK, 0)
                 if not chunks[-1]:
                     break
+            data = b"".join(chunks)  # not further down: it may raise as late as this
         except BlockingIOError:
             return b"".join(chunks) if chunks else None
         except BaseException as error:
             _annotate(error, partial=b"".join(chunks))
             raise
-        return b"".join(chunks)
+        return data
 
     def readline(self, size: int | None = -1) -> bytes:
         """
@@ -564,13 +565,15 @@ class UdStream(io.RawIOBase):
                 keep(sock, line, "recv", 1, 0)
                 if line[-1] in (b"\n", b""):
                     break
+            data = b"".join(line)
         except BlockingIOError:
             if not line:
                 raise
+            return b"".join(line)
         except BaseException as error:
             _annotate(error, partial=b"".join(line))
             raise
-        return b"".join(line)
+        return data
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         """
@@ -580,8 +583,14 @@ class UdStream(io.RawIOBase):
         `readline`, which has the `timeout` for each line.
         """
         lines: list[bytes] = []
+        size = 0
         try:
-            files.gather_lines(self.readline, hint, lines)
+            while hint is None or hint <= 0 or size <= hint:
+                lines.extend(map(self.readline, (-1,)))
+                if not lines[-1]:
+                    del lines[-1]
+                    break
+                size += len(lines[-1])
         except BaseException as error:
             _annotate(error, partial=b"".join(lines) + getattr(error, "partial", b""))
             raise
@@ -598,12 +607,15 @@ class UdStream(io.RawIOBase):
         if size < 0:
             raise ValueError(f"cannot read {size} bytes")
         buffer = bytearray(size)
+        counts: list[int] = []
         try:
-            self.readinto_exact(buffer)
+            counts.extend(map(self.readinto_exact, (buffer,)))
+            data = bytes(buffer)
         except BaseException as error:
-            _annotate(error, partial=bytes(buffer[: getattr(error, "nbytes", 0)]))
+            nbytes = getattr(error, "nbytes", sum(counts))
+            _annotate(error, nbytes=nbytes, partial=bytes(buffer[:nbytes]))
             raise
-        return bytes(buffer)
+        return data
 
     def readinto_exact(self, buffer: Buffer) -> int:
         """
@@ -615,18 +627,18 @@ class UdStream(io.RawIOBase):
         sock = for_one_call(self._sock)
         counts: list[int] = []
         done = 0
-        with memoryview(buffer) as whole, whole.cast("B") as view:
-            try:
+        try:
+            with memoryview(buffer) as whole, whole.cast("B") as view:
                 while done < len(view):
                     with view[done:] as rest:
                         keep(sock, counts, "recv_into", rest, 0, 0)
                     if not counts[-1]:
                         raise EOFError(f"end of file after {done} of {len(view)} bytes")
                     done += counts[-1]
-            except BaseException as error:
-                _annotate(error, nbytes=sum(counts))
-                raise
-        return done
+            return done
+        except BaseException as error:
+            _annotate(error, nbytes=sum(counts))
+            raise
 
     def write_all(self, data: Buffer) -> int:
         """
@@ -638,16 +650,16 @@ class UdStream(io.RawIOBase):
         sock = for_one_call(self._sock)
         counts: list[int] = []
         done = 0
-        with memoryview(data) as whole, whole.cast("B") as view:
-            try:
+        try:
+            with memoryview(data) as whole, whole.cast("B") as view:
                 while done < len(view):
                     with view[done:] as rest:
                         keep(sock, counts, "send", rest, _NOSIGNAL)
                     done += counts[-1]
-            except BaseException as error:
-                _annotate(error, nbytes=sum(counts))
-                raise
-        return done
+            return done
+        except BaseException as error:
+            _annotate(error, nbytes=sum(counts))
+            raise
 
     def writev_all(self, buffers: Iterable[Buffer]) -> int:
         """
@@ -662,22 +674,24 @@ class UdStream(io.RawIOBase):
         counts: list[int] = []
         first = 0
         try:
-            while first < len(views):
-                keep(sock, counts, "sendmsg", views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
-                count = counts[-1]
-                while first < len(views) and count >= len(views[first]):
-                    count -= len(views[first])
-                    first += 1
-                if count:
-                    views[first] = views[first][count:]
-                    opened.append(views[first])
+            try:
+                while first < len(views):
+                    keep(sock, counts, "sendmsg", views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
+                    count = counts[-1]
+                    while first < len(views) and count >= len(views[first]):
+                        count -= len(views[first])
+                        first += 1
+                    if count:
+                        views[first] = views[first][count:]
+                        opened.append(views[first])
+            finally:
+                for view in opened:
+                    view.release()
+            done = sum(counts)
         except BaseException as error:
             _annotate(error, nbytes=sum(counts))
             raise
-        finally:
-            for view in opened:
-                view.release()
-        return sum(counts)
+        return done
 
     def writelines(self, lines: Iterable[Buffer]) -> None:
         """
@@ -718,20 +732,21 @@ class UdStream(io.RawIOBase):
         seekable = hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable())
         sent: list[int] = []
         try:
-            if self.timeout is None and _is_plain_file(file):
-                self._send_from_kernel(file.fileno(), offset, count, sent)
-            else:
-                # What has no position to go to is sent from where it is.
-                if seekable or offset:
-                    file.seek(offset)
-                self._send_by_reading(file, count, sent)
+            try:
+                if self.timeout is None and _is_plain_file(file):
+                    self._send_from_kernel(file.fileno(), offset, count, sent)
+                else:
+                    # What has no position to go to is sent from where it is.
+                    if seekable or offset:
+                        file.seek(offset)
+                    self._send_by_reading(file, count, sent)
+            finally:
+                total = sum(sent)
+                if seekable and total:
+                    file.seek(offset + total)
         except BaseException as error:
             _annotate(error, nbytes=sum(sent))
             raise
-        finally:
-            total = sum(sent)
-            if seekable and total:
-                file.seek(offset + total)
         return total
 
     def _send_from_kernel(self, source: int, offset: int, count: int | None, sent: list[int]) -> None:
