@@ -58,9 +58,9 @@ class Blocked:
         assert not self._thread.is_alive(), "the call never ended"
 
 
-def wait_until_asleep(thread_id: int) -> None:
+def wait_until_asleep(thread_id: int, unless: threading.Event | None = None) -> None:
     """Wait until the kernel says that the thread is asleep, and not for a lock of Python's; or gone."""
-    pause = threading.Event()
+    pause = unless or threading.Event()
     for _ in range(int(PATIENCE / 0.001)):
         try:
             with open(f"/proc/self/task/{thread_id}/stat") as stat:
@@ -70,5 +70,6 @@ def wait_until_asleep(thread_id: int) -> None:
                     return
         except (FileNotFoundError, ProcessLookupError):
             return
-        pause.wait(0.001)
+        if pause.wait(0.001):
+            return
     raise AssertionError("the thread never slept")
