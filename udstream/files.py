@@ -8,6 +8,7 @@ of ours in the way would cost as much as the layer itself.
 
 from __future__ import annotations
 
+import atexit
 import io
 from _warnings import warn
 from _weakref import ref
@@ -134,7 +135,24 @@ _KNOWN: dict[str, Mode] = {}
 
 # What each open file needs to send its last bytes. The garbage collector finishes off the members of a cycle in
 # no helpful order, the socket before the file, say; but nothing that is held here.
-_OPEN: dict[int, tuple[object, ...]] = {}
+_OPEN: dict[int, tuple[object, Sink | None, Any]] = {}
+
+
+def _send_last_bytes() -> None:
+    """Send what all open files have: as the program ends, for then the collector takes even `_OPEN`."""
+    for _, sink, writer in list(_OPEN.values()):
+        # One that a thread is blocked in would never come free.
+        if sink is not None and sink._lock.acquire(False):
+            sink._lock.release()
+            try:
+                if writer is not None:
+                    writer.flush()
+                sink.drain()
+            except OSError:
+                pass  # nobody is there any more who could be told
+
+
+atexit.register(_send_last_bytes)
 
 
 class _CarefulReader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,8 @@ if not pid:
     if how == "closes":
         file.close()
         os._exit(0)
-    here.close()
+    if how == "exits":
+        here.close()
     sys.exit()
 assert os.waitpid(pid, 0)[1] == 0
 file.close()
@@ -106,6 +108,53 @@ there.close()
 def test_child_that_closes_a_file_sends_its_copy(folder: Path, mode: str) -> None:
     """A fork copies what a file has buffered, and each copy is sent by whoever closes it, as with any file."""
     assert ran(EXIT, folder, mode, "closes").splitlines() == ["the parent's"] * 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_child_that_exits_with_a_file_open_sends_its_copy(folder: Path, mode: str) -> None:
+    """So is the copy of a child that exits in the ordinary way and leaves the file open, which it is warned of."""
+    program = subprocess.run(
+        python(EXIT, mode, "leaves"),
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert program.stdout.splitlines() == ["the parent's"] * 2
+    assert "ResourceWarning: unclosed" in program.stderr
+
+
+AT_EXIT = """
+import sys
+from udstream import UdStream
+
+stream = UdStream.from_fd(int(sys.argv[1]))
+file = stream.makefile(sys.argv[2])
+
+def say(text):
+    # A function, so that the collector finds all that is global here in one cycle.
+    file.write(text.encode() if "b" in file.mode else text)
+
+say("last words")
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_program_that_ends_sends_what_was_written(folder: Path, mode: str) -> None:
+    """A file that is still open as the program ends sends what was written to it, whatever else refers to its stream."""
+    here, there = socket.socketpair()
+    with there:
+        with here:
+            program = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", AT_EXIT, str(here.fileno()), mode],
+                env=environment(folder),
+                pass_fds=[here.fileno()],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+        assert (program.returncode, program.stderr) == (0, "")
+        assert there.recv(100) == b"last words"
 
 
 @pytest.mark.parametrize("mode", MODES)
