@@ -697,8 +697,8 @@ class Source:
             if not self.held:
                 try:
                     self.held = self._receive(sock, room)
-                except BaseException as error:
-                    # Whatever it is, a signal handler's too: the reader would lose what it has got.
+                except BaseException as error:  # noqa: BLE001
+                    # Any, a signal handler's too, or the reader loses what it has got; it raises this itself.
                     self.excuse = error
                     return None
             cut = self._whole_lines(room) or room

@@ -22,7 +22,9 @@ _LOOKS_AFTER = ("CALL", "RESUME", "JUMP", "POP_JUMP")
 _SILENT = ("CALL_INTRINSIC", "JUMP_FORWARD", "JUMP_IF_NOT_EXC_MATCH")
 
 
-def meddle(call: Callable[[], Any], at: int, meddler: Callable[[], object], *, for_signals: bool = False) -> bool:
+def meddle(
+    call: Callable[[], Any], at: int, meddler: Callable[[], object], *, for_signals: bool = False
+) -> bool:
     """
     Run *call*, and just before the library's instruction number *at* in it, the *meddler*.
 

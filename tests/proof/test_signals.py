@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,7 +49,7 @@ def raising(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_when_asleep() -> Iterator[None]:
+def stopped_when_asleep() -> Iterator[pytest.ExceptionInfo[Stop]]:
     """Stop is raised in this block, by a signal's handler, once the block waits in the kernel."""
     main = threading.main_thread()
     assert main.native_id is not None and main.ident is not None
@@ -61,8 +62,8 @@ def stopped_when_asleep() -> Iterator[None]:
     thread = threading.Thread(target=send)
     with raising(signal.SIGUSR1):
         thread.start()
-        with pytest.raises(Stop):
-            yield
+        with pytest.raises(Stop) as caught:
+            yield caught
         thread.join(PATIENCE)
 
 
@@ -108,12 +109,9 @@ def test_raw_read_that_waits_loses_nothing(name: str, timeout: float | None) -> 
     came = HALF if name in LOOPS else b""
     with here, there:
         there.write_all(came)
-        with stopped_when_asleep():
-            try:
-                (LOOPS.get(name) or ONE_CALL[name])(here)
-            except Stop as error:
-                assert accounted(error, HALF) == came
-                raise
+        with stopped_when_asleep() as caught:
+            (LOOPS.get(name) or ONE_CALL[name])(here)
+        assert accounted(caught.value, HALF) == came
         there.write(b"line\n")
         assert here.read(100) == b"line\n"
 
@@ -121,8 +119,14 @@ def test_raw_read_that_waits_loses_nothing(name: str, timeout: float | None) -> 
 @pytest.mark.parametrize(
     ("name", "timeout"),
     [
-        *((name, None) for name in ("write", "writev", "write_all", "writev_all", "send_ancillary", "sendfile")),
-        *((name, PATIENCE) for name in ("write", "writev", "write_all", "writev_all", "send_ancillary", "sendfile")),
+        *(
+            (name, None)
+            for name in ("write", "writev", "write_all", "writev_all", "send_ancillary", "sendfile")
+        ),
+        *(
+            (name, PATIENCE)
+            for name in ("write", "writev", "write_all", "writev_all", "send_ancillary", "sendfile")
+        ),
         ("send_fds", PATIENCE),
         pytest.param(
             "send_fds",
@@ -155,12 +159,9 @@ def test_raw_write_that_waits_says_what_it_sent(name: str, timeout: float | None
                 with suppress(BlockingIOError), socket.socket(fileno=os.dup(here.fileno())) as sock:
                     while True:
                         sent += sock.send(data[sent : sent + 4096], socket.MSG_DONTWAIT)
-            with stopped_when_asleep():
-                try:
-                    calls[name]()
-                except Stop as error:
-                    sent += getattr(error, "nbytes", 0)
-                    raise
+            with stopped_when_asleep() as caught:
+                calls[name]()
+        sent += getattr(caught.value, "nbytes", 0)
         got = everything(there)
     assert len(got) == sent and data.startswith(got)
 
@@ -180,11 +181,29 @@ def test_accept_that_waits_loses_nobody(folder: Path, timeout: float | None) -> 
 # --- at every place of the library's code ---
 
 PIECES = [b"ab\n", b"cd\n", b"ef\n"]
+
+
+class InPieces:
+    """A file of which only read() is known."""
+
+    def __init__(self) -> None:
+        self._pieces = [*PIECES, b""]
+
+    def read(self, size: int) -> bytes:
+        return self._pieces.pop(0)
+
+
+WRITING_LOOPS: dict[str, Callable[[UdStream], Any]] = {
+    "write_all": lambda s: s.write_all(b"".join(PIECES)),
+    "writev_all": lambda s: s.writev_all([b"ab", b"\n", b"cd", b"\n", b"ef\n"]),
+    "sendfile by reading": lambda s: s.sendfile(InPieces()),  # type: ignore[arg-type]
+}
 UNTIL_TIMED_LOOPS_COUNT = pytest.param(
     PATIENCE,
     id="timed",
     marks=pytest.mark.xfail(
-        reason="under a timeout a step of a loop passes through Python code, where its count is lost", strict=True
+        reason="under a timeout a step of a loop passes through Python code, where its count is lost",
+        strict=True,
     ),
 )
 
@@ -205,7 +224,7 @@ def test_loop_that_reads_loses_nothing_at_any_place(
                 # A read ends at each descriptor.
                 there.send_fds(piece, [there])
             there.shutdown(Shutdown.WRITE)
-            error = outcome(lambda: LOOPS[name](here), at)
+            error = outcome(partial(LOOPS[name], here), at)
             if error is None:
                 break
             assert accounted(error, data) + everything(here) == data, f"at place {at}"
@@ -217,7 +236,7 @@ def test_loop_that_reads_loses_nothing_at_any_place(
 
 
 @pytest.mark.parametrize("timeout", [pytest.param(None, id="untimed"), UNTIL_TIMED_LOOPS_COUNT])
-@pytest.mark.parametrize("name", ["write_all", "writev_all", "sendfile by reading"])
+@pytest.mark.parametrize("name", WRITING_LOOPS)
 def test_loop_that_writes_counts_at_any_place(
     name: str,
     timeout: float | None,
@@ -232,13 +251,8 @@ def test_loop_that_writes_counts_at_any_place(
         here, there = UdStream.pair()
         here.timeout = timeout
         with there:
-            calls: dict[str, Callable[[], Any]] = {
-                "write_all": lambda: here.write_all(data),
-                "writev_all": lambda: here.writev_all([b"ab", b"\n", b"cd", b"\n", b"ef\n"]),
-                "sendfile by reading": lambda: here.sendfile(InPieces()),  # type: ignore[arg-type]
-            }
             with here:
-                error = outcome(calls[name], at)
+                error = outcome(partial(WRITING_LOOPS[name], here), at)
             got = everything(there)
         if error is None:
             break
@@ -247,16 +261,6 @@ def test_loop_that_writes_counts_at_any_place(
         at += 1
     assert at > 10
     record_property("places at which a handler raised", at)
-
-
-class InPieces:
-    """A file of which only read() is known."""
-
-    def __init__(self) -> None:
-        self._pieces = [*PIECES, b""]
-
-    def read(self, size: int) -> bytes:
-        return self._pieces.pop(0)
 
 
 @TIMED
@@ -281,7 +285,7 @@ def test_single_read_loses_one_answer_at_most(
             with warnings.catch_warnings():
                 # Of descriptors that had their owner already, which nobody got to hold.
                 warnings.simplefilter("ignore", ResourceWarning)
-                error = outcome(lambda: close_what_came(ONE_CALL[name](here)), at)
+                error = outcome(partial(closed, ONE_CALL[name], here), at)
                 if error is None:
                     break
                 error.__traceback__ = None
@@ -292,7 +296,9 @@ def test_single_read_loses_one_answer_at_most(
     record_property("places at which a handler raised", at)
 
 
-def close_what_came(result: Any) -> None:
+def closed(call: Callable[[UdStream], Any], stream: UdStream) -> None:
+    """Make the call, and close what it returns."""
+    result = call(stream)
     for each in result if isinstance(result, tuple) else [result]:
         if hasattr(each, "close"):
             each.close()
