@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from _operator import itemgetter
 from _socket import MSG_CTRUNC
 
 from ._timing import Around, for_one_call, keep
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .ancillary import Landed, Received
-
-_first = itemgetter(0)
 
 
 class CollectingSocket(Around):
@@ -62,7 +59,9 @@ class CollectingSocket(Around):
             try:
                 self._read((buffer,), counts)
             finally:
-                results += (bytes(memoryview(buffer)[:count]) for count in counts)
+                # Without a call, after which a handler might raise.
+                for count in counts:
+                    results += (buffer[:count],)
         else:
             before = len(results)
             try:
@@ -88,7 +87,9 @@ class CollectingSocket(Around):
                 _land(self.sock, landed, buffers)
             finally:
                 if counts is not None:
-                    counts.extend(map(_first, landed))
+                    # Without a call, after which a handler might raise.
+                    for answer in landed:
+                        counts += (answer[0],)
             nbytes: int
             nbytes, cmsgs, flags, _ = landed[0]
             offset = self._offset[0]
