@@ -555,7 +555,8 @@ class Source:
         if timed or self.held or self._refusal is not None:
             return self._read1_with_care()
         try:
-            if self.sink is not None and self.sink.unsent:
+            sink = self.sink
+            if sink is not None and sink.unsent:
                 self._let_sink_send(sock)
             data: bytes = sock.recv(_TEXT_CHUNK)
         except OSError:
