@@ -17,9 +17,6 @@ from typing import Any
 import udstream
 
 _LIBRARY = str(Path(udstream.__file__).parent)
-# After these Python looks whether a signal has come. (RESUME is the beginning of a function.)
-_LOOKS_AFTER = ("CALL", "RESUME", "JUMP", "POP_JUMP")
-_SILENT = ("CALL_INTRINSIC", "JUMP_FORWARD", "JUMP_IF_NOT_EXC_MATCH")
 
 
 def meddle(
@@ -33,7 +30,7 @@ def meddle(
     """
     count = 0
     came = False
-    before: dict[FrameType, str] = {}
+    before: dict[FrameType, tuple[str, int]] = {}
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal count, came
@@ -44,9 +41,9 @@ def meddle(
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         if event == "opcode" and not came:
-            last = before.get(frame, "RESUME")
-            before[frame] = _name(code, frame.f_lasti)
-            if not for_signals or (last.startswith(_LOOKS_AFTER) and not last.startswith(_SILENT)):
+            last = before.get(frame)
+            before[frame] = _name(code, frame.f_lasti), frame.f_lasti
+            if not for_signals or _python_looks_for_signals(last, frame.f_lasti):
                 if count == at:
                     came = True
                     meddler()
@@ -63,6 +60,18 @@ def meddle(
         sys.settrace(outer)
         before.clear()
     return came
+
+
+def _python_looks_for_signals(last: tuple[str, int] | None, offset: int) -> bool:
+    """Whether it does so between the instruction that was the *last* in this frame, and the one at *offset*."""
+    if last is None:
+        return True
+    name, where = last
+    if name.startswith(("CALL", "RESUME")):
+        return not name.startswith("CALL_INTRINSIC")
+    # As it jumps back; Python 3.10 also as it jumps ahead.
+    jumped = offset <= where if sys.version_info >= (3, 11) else offset != where + 2
+    return jumped and "JUMP" in name and not name.endswith("NO_INTERRUPT")
 
 
 _NAMES: dict[CodeType, dict[int, str]] = {}

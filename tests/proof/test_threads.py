@@ -385,7 +385,7 @@ def close_at(at: int, name: str, ready: Call, timeout: float | None) -> bool:
         call = ready(here)
         # A read ends at each descriptor, so whatever loops does so here.
         for _ in range(2):
-            there.send_fds(b"ab\n", [there])
+            there.send_fds(b"a\n", [there])
         there.shutdown(Shutdown.WRITE)
 
         def close() -> None:
