@@ -8,6 +8,7 @@ function, which Python calls before each of its instructions.
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,25 +32,66 @@ def meddle(
     count = 0
     came = False
     before: dict[FrameType, tuple[str, int]] = {}
+    rounds: dict[tuple[CodeType, int], int] = {}
 
-    def trace(frame: FrameType, event: str, _: object) -> Any:
+    def step(frame: FrameType, offset: int) -> None:
         nonlocal count, came
         code = frame.f_code
         # What a handler raises in a destructor, Python ignores.
-        if not code.co_filename.startswith(_LIBRARY) or code.co_name == "__del__":
+        if came or code.co_name == "__del__":
+            return
+        last = before.get(frame)
+        before[frame] = _name(code, offset), offset
+        # A loop's third round has no other places than its second.
+        rounds[code, offset] = times = rounds.get((code, offset), 0) + 1
+        if times > 2:
+            return
+        if not for_signals or _python_looks_for_signals(last, offset):
+            if count == at:
+                came = True
+                meddler()
+            count += 1
+
+    # What the collector would have run here is none of the call's.
+    gc.disable()
+    try:
+        _step_by_step(call, step)
+    finally:
+        gc.enable()
+        before.clear()
+    return came
+
+
+def _step_by_step(call: Callable[[], Any], step: Callable[[FrameType, int], None]) -> None:
+    """Run *call*, and before each instruction of the library's code the *step*, with its frame and its offset."""
+    if sys.version_info >= (3, 12):
+        # Whose trace functions miss instructions.
+        monitoring = sys.monitoring
+
+        def instruction(code: CodeType, offset: int) -> Any:
+            if not code.co_filename.startswith(_LIBRARY):
+                return monitoring.DISABLE
+            return step(sys._getframe(1), offset)
+
+        tool = monitoring.DEBUGGER_ID
+        monitoring.use_tool_id(tool, "places")
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, instruction)
+        monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+        try:
+            call()
+        finally:
+            monitoring.set_events(tool, 0)
+            monitoring.register_callback(tool, monitoring.events.INSTRUCTION, None)
+            monitoring.free_tool_id(tool)
+        return
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(_LIBRARY):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        if event == "opcode" and not came:
-            last = before.get(frame)
-            before[frame] = _name(code, frame.f_lasti), frame.f_lasti
-            if not for_signals or _python_looks_for_signals(last, frame.f_lasti):
-                if count == at:
-                    came = True
-                    meddler()
-                count += 1
-        elif event == "return":
-            before.pop(frame, None)
+        if event == "opcode":
+            step(frame, frame.f_lasti)
         return trace
 
     outer = sys.gettrace()
@@ -58,8 +100,6 @@ def meddle(
         call()
     finally:
         sys.settrace(outer)
-        before.clear()
-    return came
 
 
 def _python_looks_for_signals(last: tuple[str, int] | None, offset: int) -> bool:
