@@ -412,7 +412,8 @@ class TextSink(Sink):
                 raise
 
     def _empty_text_layer(self) -> None:
-        if self._writer is None:
+        writer = self._writer
+        if writer is None:
             self.unsent = False
             return
         # From here on each write announces itself before its text is taken. One that did so before, and whose text
@@ -421,7 +422,7 @@ class TextSink(Sink):
         self.watch()
         self._emptied_by = get_ident()
         try:
-            self._writer.flush()
+            writer.flush()
         finally:
             self._emptied_by = 0
 
