@@ -561,7 +561,11 @@ class UdStream(io.RawIOBase):
         limit = -1 if size is None else index(size)
         line: list[bytes] = []
         try:
-            while len(line) != limit:
+            # Not "while" a condition holds: what a handler raises as such a loop goes round, Python 3.13 takes
+            # past the "except".
+            while True:
+                if len(line) == limit:
+                    break
                 keep(sock, line, "recv", 1, 0)
                 if line[-1] in (b"\n", b""):
                     break
@@ -585,7 +589,9 @@ class UdStream(io.RawIOBase):
         lines: list[bytes] = []
         size = 0
         try:
-            while hint is None or hint <= 0 or size <= hint:
+            while True:  # see readline()
+                if hint is not None and 0 < hint < size:
+                    break
                 lines.extend(map(self.readline, (-1,)))
                 if not lines[-1]:
                     del lines[-1]
@@ -629,7 +635,9 @@ class UdStream(io.RawIOBase):
         done = 0
         try:
             with memoryview(buffer) as whole, whole.cast("B") as view:
-                while done < len(view):
+                while True:  # see readline()
+                    if done == len(view):
+                        break
                     with view[done:] as rest:
                         keep(sock, counts, "recv_into", rest, 0, 0)
                     if not counts[-1]:
@@ -652,7 +660,9 @@ class UdStream(io.RawIOBase):
         done = 0
         try:
             with memoryview(data) as whole, whole.cast("B") as view:
-                while done < len(view):
+                while True:  # see readline()
+                    if done == len(view):
+                        break
                     with view[done:] as rest:
                         keep(sock, counts, "send", rest, _NOSIGNAL)
                     done += counts[-1]
@@ -675,10 +685,14 @@ class UdStream(io.RawIOBase):
         first = 0
         try:
             try:
-                while first < len(views):
+                while True:  # see readline()
+                    if first == len(views):
+                        break
                     keep(sock, counts, "sendmsg", views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
                     count = counts[-1]
-                    while first < len(views) and count >= len(views[first]):
+                    while True:
+                        if first == len(views) or count < len(views[first]):
+                            break
                         count -= len(views[first])
                         first += 1
                     if count:
