@@ -605,7 +605,7 @@ class Source:
         """Take back what a reader could not make use of."""
         self.held = data + self.held
 
-    def spared(self) -> OSError:
+    def spared(self) -> BaseException:
         """
         The error that a gentle reader was spared, to be raised.
 

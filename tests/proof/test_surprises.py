@@ -353,7 +353,7 @@ def test_gone_with_the_last_reference(name: str, folder: Path) -> None:
 # --- nobody else notices ---
 
 # What the import brings that `import socket` does not, from the standard library.
-BEYOND_SOCKET = {"__future__", "_struct", "struct"}
+BEYOND_SOCKET = {"__future__", "atexit", "_struct", "struct"}
 
 
 def _python(*arguments: str) -> str:
