@@ -54,7 +54,11 @@ ROWS = [
         "both ways at once through the smallest buffers; every call closed under at each of its steps, and its number given "
         "to another file at once",
         "test_threads.py",
-        ("MiB moved", "calls closed under, their number used again", "places in a call at which its stream was closed"),
+        (
+            "MiB moved",
+            "calls closed under, their number used again",
+            "places in a call at which its stream was closed",
+        ),
     ),
     Row(
         "After a fork nothing is sent twice, and the socket file stays until the process that made it removes it",

@@ -34,6 +34,7 @@ from ._platform import (
     SCM_PIDFD,
     SCM_RIGHTS,
     SCM_SECURITY,
+    SENT_WHOLE,
     SOL_SOCKET,
 )
 
@@ -524,6 +525,9 @@ def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
         if cmsgs:
             raise ValueError("descriptors need a byte to carry them: the kernel would drop them in silence")
         return 0
+    if size > SENT_WHOLE:
+        # What may go in parts is counted part by part, whatever a signal handler raises in between.
+        return _send_rest(sock, views, 0, size, cmsgs)
     try:
         sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, MSG_NOSIGNAL)
     except OSError as error:
@@ -533,28 +537,38 @@ def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
     return sent if sent == size else _send_rest(sock, views, sent, size)
 
 
-def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int) -> int:
+def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, cmsgs: Sequence[Cmsg] = ()) -> int:
+    """Send what there is after the *sent* bytes, with *cmsgs* if that is all of it; return *size*."""
     views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
     first = 0
     skip = sent
     steps = [sent]
     try:
-        while sent < size:
-            while skip >= len(views[first]):
-                skip -= len(views[first])
-                first += 1
-            with views[first][skip:] as head:
-                more = [head, *views[first + 1 : first + _IOV_MAX]]
-                _timing.keep(sock, steps, "sendmsg", more, (), MSG_NOSIGNAL)
-            sent += steps[-1]
-            skip += steps[-1]
+        try:
+            # Not "while" a condition holds: what a handler raises as such a loop goes round, Python 3.13 takes past
+            # the "except".
+            while True:
+                if sent == size:
+                    break
+                while True:
+                    if skip < len(views[first]):
+                        break
+                    skip -= len(views[first])
+                    first += 1
+                with views[first][skip:] as head:
+                    more = [head, *views[first + 1 : first + _IOV_MAX]]
+                    _timing.keep(sock, steps, "sendmsg", more, () if sent else cmsgs, MSG_NOSIGNAL)
+                sent += steps[-1]
+                skip += steps[-1]
+        finally:
+            # The error's traceback keeps them alive, and with them the lock on a bytearray's size.
+            for view in views:
+                view.release()
     except BaseException as error:
+        if isinstance(error, OSError):
+            _explain(error)
         error.nbytes = sum(steps)  # type: ignore[attr-defined]
         raise
-    finally:
-        # The error's traceback keeps them alive, and with them the lock on a bytearray's size.
-        for view in views:
-            view.release()
     return sent
 
 
