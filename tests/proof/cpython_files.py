@@ -216,6 +216,8 @@ def open_file(
         stream = Fed(b"".join(DISK[file].got))
     else:
         stream = fed = Fed()
+        if file in DISK:
+            DISK[file].close()  # or it would be told of as unclosed, whenever that is, in the place of a file
         DISK[file] = fed.other_end
     try:
         return stream.makefile(mode, buffering, encoding=encoding, errors=errors, newline=newline)
