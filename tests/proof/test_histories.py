@@ -47,7 +47,7 @@ from udstream import Credentials, FileDescriptors, Shutdown, UdStream, ancillary
 
 # How many histories each machine runs, and how many calls the longest of them has.
 QUICK, QUICK_CALLS = 12, 20
-MANY, CALLS = 600, 40
+MANY, CALLS = 1_000, 40
 AT_RANDOM = int(os.environ.get("UDSTREAM_HISTORIES", "0"))
 
 PATIENCE = 5
