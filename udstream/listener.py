@@ -519,10 +519,12 @@ class _Turn:
             if not _lock_among_processes(sock, True):
                 return self._next_time(deadline)
             try:
-                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _A_MOMENT)
-                _accept_into(accepted, sock)
+                try:
+                    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _A_MOMENT)
+                    _accept_into(accepted, sock)
+                finally:
+                    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, self._usual)
             finally:
-                sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, self._usual)
                 _lock_among_processes(sock, False)
             return True
         finally:
