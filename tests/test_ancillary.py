@@ -22,6 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,11 @@ class Odd:
         return "3"
 
 
+class Yes:
+    def fileno(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "names"),
     [
@@ -179,6 +185,7 @@ class Odd:
         (1.0, TypeError, "1.0"),
         (True, TypeError, "True"),
         (Odd(), TypeError, "'3'"),
+        (Yes(), TypeError, "True"),
         (-1, ValueError, "-1"),
         (Closed(), ValueError, "-1"),
         (1 << 40, ValueError, str(1 << 40)),
@@ -244,6 +251,37 @@ def test_anything_with_fileno_is_sent(pair: Pair, tmp_path: Path) -> None:
 
         assert len(owned) == 1
         os.fstat(owned[0])
+
+
+class Number(IntEnum):
+    """Descriptors by their names."""
+
+    INPUT = 0
+    OUTPUT = 1
+
+
+def test_a_named_number_is_a_descriptor(pair: Pair) -> None:
+    """An IntEnum, or any other int, does for a socket as for what is sent."""
+    one, other = pair
+    by_name = IntEnum("by_name", {"one": one.fileno(), "other": other.fileno()})
+
+    assert ancillary.send_fds(by_name.one, b"x", [Number.INPUT, Number.OUTPUT]) == 1
+    data, fds = ancillary.recv_fds(by_name.other, 10)
+    with fds:
+        assert (data, len(fds)) == (b"x", 2)
+        for fd, number in zip(fds, (0, 1), strict=True):
+            assert os.path.sameopenfile(fd, number)
+
+
+@pytest.mark.parametrize("objects", [0, 1, 3])
+def test_three_descriptors_in_a_tuple(pair: Pair, objects: int) -> None:
+    """A tuple of three is a control message only if its third is bytes; else it is three descriptors."""
+    one, other = pair
+    item = (*range(3 - objects), *(one for _ in range(objects)))
+
+    ancillary.send_ancillary(one, b"x", [item])
+    with ancillary.recv_ancillary(other, bytearray(1)) as received:
+        assert len(received.fds) == 3
 
 
 def test_temporary_objects_live_until_sent(pair: Pair) -> None:
@@ -438,6 +476,19 @@ def test_scatter(pair: Pair) -> None:
     assert (received.nbytes, bytes(first), second.tobytes(), bytes(third[:3])) == (8, b"abc", b"de", b"fgh")
     assert (list(received.fds), received.credentials, received.ancillary) == ([], None, [])
     assert received.truncated is False
+
+
+def test_buffers_from_an_iterator(pair: Pair) -> None:
+    """What is sent from, or received into, may come from a generator; what is neither is named."""
+    one, other = pair
+    rooms = [bytearray(2), bytearray(), bytearray(4)]
+
+    assert ancillary.send_fds(one, iter([b"ab", b"", b"cd"]), [0]) == 4
+    with ancillary.recv_ancillary(other, iter(rooms)) as received:
+        assert (received.nbytes, len(received.fds)) == (4, 1)
+    assert b"".join(rooms)[:4] == b"abcd"
+    with pytest.raises(TypeError, match="buffers must be an iterable, not 3"):
+        ancillary.recv_ancillary(other, 3)  # type: ignore[arg-type]
 
 
 def test_read_only_buffer_is_refused(pair: Pair) -> None:
@@ -732,7 +783,7 @@ def test_a_number_that_is_another_file_by_now() -> None:
 
 
 def test_many_numbers() -> None:
-    """However many descriptors are used by their numbers, each call meets its own."""
+    """However many descriptors are used by their numbers, each call meets its own, and no memory is kept for all."""
     pairs = [socket.socketpair() for _ in range(200)]
     for _ in range(2):
         for at, (one, other) in enumerate(pairs):
@@ -740,6 +791,7 @@ def test_many_numbers() -> None:
             data, fds = ancillary.recv_fds(other.fileno(), 10)
             fds.close()
             assert data == b"%d" % at
+    assert len(ancillary._borrowed) <= 64
     for pair in pairs:
         for sock in pair:
             sock.close()
@@ -1308,3 +1360,79 @@ def test_received_from_a_stream_that_collects(pair: Pair, timeout: float | None)
         ((offset, received),) = stream.collected
         received.close()
         assert offset == 5
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_an_empty_read_of_a_stream_that_collects(pair: Pair, timeout: float | None) -> None:
+    """It takes nothing: the descriptors stay with their byte, and come with it."""
+    one, other = pair
+    with UdStream.from_fd(os.dup(other.fileno())) as stream:
+        stream.timeout = timeout
+        stream.collect_ancillary = True
+        socket.send_fds(one, [b"ab"], [0, 0])
+
+        assert stream.read(0) == b""
+        assert stream.readinto(bytearray()) == 0
+        assert stream.readv([bytearray(), bytearray()]) == 0
+        assert stream.read_exact(0) == b""
+        assert not stream.collected
+
+        # A vector with empty ones round it is not empty.
+        room = bytearray(1)
+        assert stream.readv([bytearray(), room, bytearray()]) == 1
+        assert room == b"a"
+        ((offset, received),) = stream.collected
+        received.close()
+        assert (offset, received.nbytes) == (0, 1)
+        assert stream.read(10) == b"b"
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_sending_from_a_stream_that_collects(
+    pair: Pair, numbered: Callable[[int], list[int]], timeout: float | None
+) -> None:
+    """Collecting changes what reads keep, and nothing of what writes send."""
+    one, other = pair
+    with UdStream.from_fd(os.dup(one.fileno())) as stream:
+        stream.timeout = timeout
+        stream.collect_ancillary = True
+
+        assert stream.write(b"a") == 1
+        assert stream.writev([b"b", b"c"]) == 2
+        assert stream.write_all(b"d") == 1
+        assert stream.writev_all([b"e", b"f"]) == 2
+        assert stream.send_fds(b"g", numbered(2)) == 1
+        assert stream.send_ancillary([b"h"], [numbered(1)]) == 1
+        # What a sender gives with it ends what one read takes.
+        assert other.recv(6, socket.MSG_WAITALL) == b"abcdef"
+        for text, count in ((b"g", 2), (b"h", 1)):
+            data, fds = ancillary.recv_fds(other, 10)
+            with fds:
+                assert (data, indexes(fds)) == (text, [*range(count)])
+
+
+def test_what_a_stream_collects_by_the_offset(pair: Pair) -> None:
+    """The offset counts every byte read since the switching on, by whatever method, with and without descriptors."""
+    one, other = pair
+    ways: list[Callable[[UdStream], object]] = [
+        lambda stream: stream.read(2),
+        lambda stream: stream.readinto(bytearray(2)),
+        lambda stream: stream.readv([bytearray(1), bytearray(1)]),
+        lambda stream: stream.read_exact(2),
+        lambda stream: stream.readinto_exact(bytearray(2)),
+        lambda stream: stream.recv_ancillary(bytearray(2)).close(),
+        lambda stream: stream.recv_fds(2)[1].close(),
+        lambda stream: stream.readline(2),
+    ]
+    with UdStream.from_fd(os.dup(other.fileno())) as stream:
+        stream.collect_ancillary = True
+        for number, way in enumerate(ways):
+            one.send(b"xy")
+            way(stream)
+            assert not stream.collected
+            socket.send_fds(one, [b"z"], [0])
+            assert stream.read(1) == b"z"
+            ((offset, received),) = stream.collected
+            received.close()
+            stream.collected.clear()
+            assert offset == 3 * number + 2
