@@ -684,3 +684,27 @@ def test_nonblocking_conversation(mode: str) -> None:
         file.close()
         reader.join()
         assert arrived == b"x" * 1_000_000
+
+
+@pytest.mark.parametrize("mode", ["rwb", "rw"])
+@pytest.mark.parametrize("collecting", [False, True])
+def test_the_request_that_nobody_takes_is_in_the_time_of_the_read(mode: str, collecting: bool) -> None:
+    """A read that has to send first, to a peer that takes nothing, ends with the timeout; nothing of either is lost."""
+    with conversation(mode, timeout=0.05) as (file, theirs):
+        stream = stream_of(file)
+        stream.collect_ancillary = collecting
+        stream.set_nonblocking(True)
+        size = 0
+        while (count := stream.write(bytes(1 << 16))) is not None:
+            size += count
+        while (count := stream.write(b"\0")) is not None:
+            size += count
+        stream.set_nonblocking(False)
+        file.write(data_for(mode, "request\n"))
+
+        with pytest.raises(TimeoutError):
+            file.readline()
+        assert theirs.recv(size, socket.MSG_WAITALL) == bytes(size)
+        theirs.send(b"reply\n")
+        assert file.readline() == data_for(mode, "reply\n")
+        assert theirs.recv(100) == b"request\n"

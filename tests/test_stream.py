@@ -810,6 +810,29 @@ def test_sendfile_from_a_file_in_its_middle(
         assert there.read(20) == b"234"
 
 
+@each_source
+def test_sendfile_asks_the_kernel(
+    pair: tuple[UdStream, UdStream],
+    folder: Path,
+    make: Callable[[Path, bytes], IO[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is a regular file goes by the system call sendfile, unless there is a timeout to keep; all else is read."""
+    here, there = pair
+    asked: list[object] = []
+    by_kernel = os.sendfile
+    monkeypatch.setattr(os, "sendfile", lambda *call: asked.append(call) or by_kernel(*call))
+    with make(folder, b"0123456789") as file:
+        assert here.sendfile(file) == 10
+        assert bool(asked) is (make is not in_memory)
+        asked.clear()
+
+        here.timeout = 20
+        assert here.sendfile(file) == 10
+        assert not asked
+    assert there.read_exact(20) == b"0123456789" * 2
+
+
 @each_timeout
 @pytest.mark.parametrize("buffering", [0, -1])
 def test_sendfile_from_a_pipe(pair: tuple[UdStream, UdStream], buffering: int, timeout: float | None) -> None:
