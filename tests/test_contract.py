@@ -307,6 +307,19 @@ def lines(s: Subject) -> None:
 
 
 @check
+def lines_of_no_size(s: Subject) -> None:
+    """None for a size, or any below 0, is no limit; 0 is an empty line, and takes nothing."""
+    s.writer.writelines([b"one\n", b"two\n", b"three\n", b"four\n"])
+    s.writer.close()
+    if isinstance(s, Sockets):
+        s.sockets[1].close()
+    assert s.reader.readline(0) == b""
+    assert s.reader.readline(None) == b"one\n"
+    assert s.reader.readline(-5) == b"two\n"
+    assert s.reader.readlines(None) == [b"three\n", b"four\n"]
+
+
+@check
 def what_it_can(s: Subject) -> None:
     """The reader is readable, the writer writable, neither seekable nor a terminal."""
     assert s.reader.readable() is True
