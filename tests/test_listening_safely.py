@@ -755,6 +755,24 @@ def test_refused_peers_do_not_lengthen_the_timeout(folder: Path) -> None:
             thread.join(PATIENCE)
 
 
+def test_refused_peers_in_the_queue_are_no_reason_to_go_on(folder: Path) -> None:
+    """Nor do those who are there already: what is refused after the timeout is over is the last."""
+    asked: list[object] = []
+
+    def refuse(peer: object) -> bool:
+        asked.append(peer)
+        time.sleep(0.02)
+        return False
+
+    with UdStreamListener.bind(folder / "s", authorize=refuse) as listener, ExitStack() as clients:
+        listener.timeout = 0.05
+        for _ in range(50):
+            clients.enter_context(UdStream.connect(folder / "s", timeout=PATIENCE))
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        assert 0 < len(asked) < 10
+
+
 @pytest.fixture(autouse=True)
 def _refusals_in_threads() -> Iterator[None]:
     """A client thread may meet the listener's end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from udstream import Shutdown, UdStream
+from udstream import Shutdown, UdStream, _halves
 
 PATIENCE = 20
 MODES = ["rwb", "rw"]
@@ -823,3 +824,20 @@ def test_no_descriptor_is_made_by_a_conversation(mode: str) -> None:
             file.write(data_for(mode, "x" * 100))
             file.readline()
         assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_read_does_not_send_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer takes what was written, slowly and with no end in sight: the read is over when its time is."""
+    rounds = itertools.count()
+
+    def send_a_little(sink: object) -> bool:
+        assert next(rounds) < 100_000, "it sends for ever"
+        return True
+
+    monkeypatch.setattr(_halves.Sink, "send_for_reader", send_a_little)
+    one, other = UdStream.pair()
+    one.timeout = 0.05
+    with other, one.makefile("rwb") as file:
+        file.write(b"x")
+        with pytest.raises(TimeoutError):
+            file.readline()

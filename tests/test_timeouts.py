@@ -357,6 +357,70 @@ def test_another_reader_was_quicker(pair: tuple[UdStream, UdStream], monkeypatch
     assert 0.1 <= time.monotonic() - began < 5
 
 
+class Unlucky:
+    """A socket that poll calls ready, and whose bytes, or room, another process always takes first."""
+
+    def __init__(self, sock: UdStream) -> None:
+        self.fileno = sock.fileno
+        self._tries = itertools.count()
+
+    def _too_late(self, *arguments: object) -> None:
+        assert next(self._tries) < 100_000, "it tries for ever"
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    recv_into = recv = recvmsg_into = recvmsg = send = sendmsg = _too_late
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("recv_into", (bytearray(1),)),
+        ("recv", (1,)),
+        ("recvmsg_into", ([bytearray(1)],)),
+        ("send", (b"x", 0)),
+        ("sendmsg", ([b"x"], (), 0)),
+    ],
+)
+def test_who_is_always_too_late_times_out(
+    pair: tuple[UdStream, UdStream], name: str, arguments: tuple[Any, ...], kept: bool
+) -> None:
+    """However often others are quicker, the call ends with the timeout, which does not begin anew each time."""
+    sock: Any = Unlucky(pair[0])
+    pair[1].write(b"x")
+    timed = _timing.TimedSocket(sock, SHORT)
+    with pytest.raises(TimeoutError):
+        if kept:
+            _timing.keep(timed, [], name, *arguments, 0)
+        else:
+            getattr(timed, name)(*arguments)
+
+
+def test_two_threads_wait_at_once(pair: tuple[UdStream, UdStream]) -> None:
+    """Two threads may wait for the same stream: each gets what comes for one, or times out by itself."""
+    here, there = pair
+    here.timeout = PATIENCE
+    ids: list[int] = []
+
+    def read() -> bytes | None:
+        ids.append(threading.get_native_id())
+        return here.read(1)
+
+    with in_thread(read) as one:
+        while len(ids) < 1:
+            pass
+        wait_until_asleep(ids[0])
+        with in_thread(read) as two:
+            while len(ids) < 2:
+                pass
+            wait_until_asleep(ids[1])
+            here.timeout = SHORT
+            with pytest.raises(TimeoutError):
+                here.read(1)
+            there.write(b"ab")
+    assert sorted([*one, *two]) == [b"a", b"b"]  # type: ignore[type-var]
+
+
 # --- who notices ---
 
 

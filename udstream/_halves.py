@@ -24,11 +24,12 @@ import errno
 import os
 from _socket import MSG_DONTWAIT
 from _thread import RLock, get_ident
+from time import monotonic
 
 from ._csocket import CSocket
 from ._platform import MSG_NOSIGNAL, SENT_WHOLE, sent_whole
 from ._timing import TimedSocket, for_one_call, keep
-from ._waiting import POLLIN, POLLOUT
+from ._waiting import POLLIN, POLLOUT, timed_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -637,6 +638,8 @@ class Source:
         while sink is not None and sink.send_for_reader():
             if deadline is None:
                 deadline = sock.deadline() if isinstance(sock, TimedSocket) else self.raw._deadline()
+            elif monotonic() >= deadline:
+                raise timed_out()
             try:
                 events = self.raw._wait(POLLIN | POLLOUT, deadline)
             except BlockingIOError:

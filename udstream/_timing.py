@@ -17,7 +17,7 @@ from time import monotonic
 
 from ._csocket import CSocket
 from ._platform import MSG_NOSIGNAL
-from ._waiting import POLLIN, POLLOUT, poller_for, wait_by
+from ._waiting import POLLIN, POLLOUT, poller_for, timed_out, wait_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,6 +153,9 @@ class TimedSocket(Around):
             if not get_blocking(fd):
                 raise BlockingIOError(errno.EAGAIN, strerror(errno.EAGAIN))
             deadline = self.until or monotonic() + self.timeout
+        elif monotonic() >= deadline:
+            # Whatever is there by now, others were quicker the last time too.
+            raise timed_out()
         try:
             wait_by(poller, deadline)
         except RuntimeError as error:

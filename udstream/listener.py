@@ -296,6 +296,7 @@ class UdStreamListener:
             if self._authorize is None or self._may_come_in(accepted[0]):
                 return
             accepted.pop().close()
+            _check_time(deadline)
 
     def _accept_any(self, sock: CSocket, accepted: list[CSocket], deadline: float | None) -> None:
         """Put the next connection into the list."""
@@ -312,10 +313,12 @@ class UdStreamListener:
                 if not os.get_blocking(sock.fileno()):
                     raise
                 # Another process that shares the socket has its SO_RCVTIMEO on.
+                _check_time(deadline)
                 wait(sock.fileno(), POLLIN, deadline)
             except OSError as error:
                 if error.errno not in _NEXT_MAY_BE_GOOD:
                     raise
+                _check_time(deadline)
 
     def _may_come_in(self, sock: CSocket) -> bool:
         from .ancillary import peer_credentials
@@ -553,6 +556,12 @@ def _lock_among_processes(sock: CSocket, on: bool) -> bool:
     except OSError:
         pass  # a system whose sockets cannot be locked, where only threads take turns
     return True
+
+
+def _check_time(deadline: float | None) -> None:
+    """Whoever looks again does so in time: a wait that begins late still has one look."""
+    if deadline is not None and monotonic() >= deadline:
+        raise timed_out()
 
 
 def _shut_down() -> OSError:
