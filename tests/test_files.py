@@ -1291,3 +1291,46 @@ def test_stdlib_text_over_a_buffered_file(mode: str) -> None:
         theirs.shutdown(socket.SHUT_WR)
         assert text.read() == "rest"
     assert stream.closed
+
+
+class Stop(Exception):
+    """What a signal's handler raises."""
+
+
+class Stopped:
+    """A socket that takes three bytes; then, as the file looks for the socket to send the rest, a handler raises."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def send(self, data: bytes, flags: int) -> int:
+        count: int = self._sock.send(data[:3], flags)
+        return count
+
+    @property
+    def sock(self) -> Any:
+        raise Stop
+
+
+@pytest.mark.parametrize("mode", ["wb", "w", "rwb", "rw"])
+def test_each_byte_once_after_a_handler_that_raised(mode: str) -> None:
+    """A flush that a handler ended, and the writes and flushes after it, send all that was written, and once."""
+    one, other = UdStream.pair()
+    with other, one.makefile(mode) as file:
+        sock = one._sock
+        written = []
+        for text in ("0123456789", "abcdef", "ghij"):
+            written.append(text)
+            one._sock = Stopped(sock)
+            try:
+                with pytest.raises(Stop):
+                    file.write(text.encode() if "b" in mode else text)
+                    file.flush()
+            finally:
+                one._sock = sock
+            file.flush()
+            for more in ("mn", "opq"):
+                written.append(more)
+                file.write(more.encode() if "b" in mode else more)
+                file.flush()
+        assert other.read(1000) == "".join(written).encode()
