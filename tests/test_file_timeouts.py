@@ -708,3 +708,14 @@ def test_the_request_that_nobody_takes_is_in_the_time_of_the_read(mode: str, col
         theirs.send(b"reply\n")
         assert file.readline() == data_for(mode, "reply\n")
         assert theirs.recv(100) == b"request\n"
+
+
+@pytest.mark.parametrize("sent", [b"\rabc", b"\r\rabc", b"x\rabc"])
+def test_a_carriage_return_ends_a_line_at_once(sent: bytes) -> None:
+    """Of what came, each line is handed out, whatever ends it: none is held back for want of a newline."""
+    with conversation("r", timeout=PATIENCE / 2) as (file, theirs):
+        theirs.send(sent)
+        for line in sent.split(b"\r")[:-1]:
+            assert file.readline() == line.decode() + "\n"
+        theirs.send(b"\n")
+        assert file.readline() == "abc\n"
