@@ -1313,10 +1313,11 @@ class Stopped:
 
 
 @pytest.mark.parametrize("mode", ["wb", "w", "rwb", "rw"])
-def test_each_byte_once_after_a_handler_that_raised(mode: str) -> None:
+@pytest.mark.parametrize("buffering", [-1, 10])
+def test_each_byte_once_after_a_handler_that_raised(mode: str, buffering: int) -> None:
     """A flush that a handler ended, and the writes and flushes after it, send all that was written, and once."""
     one, other = UdStream.pair()
-    with other, one.makefile(mode) as file:
+    with other, one.makefile(mode, buffering) as file:
         sock = one._sock
         written = []
         for text in ("0123456789", "abcdef", "ghij"):
