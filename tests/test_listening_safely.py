@@ -773,6 +773,34 @@ def test_refused_peers_in_the_queue_are_no_reason_to_go_on(folder: Path) -> None
         assert 0 < len(asked) < 10
 
 
+@pytest.mark.parametrize("raised", [TimeoutError, KeyError])
+def test_a_handler_that_raises_in_the_wait_for_the_lock(folder: Path, raised: type[Exception]) -> None:
+    """What it raises comes through; nothing stays open, nothing is changed, and the next bind has what it needs."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(folder / "s"))
+
+    def stop(*_: object) -> None:
+        raise raised("from the handler")
+
+    held = os.open(folder, os.O_RDONLY)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        inode = os.stat(folder / "s").st_ino
+        fds = set(os.listdir("/proc/self/fd"))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(raised) as caught:
+            UdStreamListener.bind(folder / "s").close()
+        assert caught.value.args == ("from the handler",)
+        assert os.stat(folder / "s").st_ino == inode
+        assert set(os.listdir("/proc/self/fd")) == fds
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        os.close(held)
+    UdStreamListener.bind(folder / "s").close()
+
+
 @pytest.fixture(autouse=True)
 def _refusals_in_threads() -> Iterator[None]:
     """A client thread may meet the listener's end."""

@@ -291,11 +291,12 @@ class _FolderLock:
     def __enter__(self) -> None:
         try:
             self._fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+        except OSError:
+            return  # a folder that may be written and not read
+        try:
             patience = monotonic() + _LOCK_PATIENCE
             while not self._locked() and monotonic() < patience:
                 sleep(0.002)
-        except OSError:
-            pass  # a folder that may be written and not read, or a file system without locks
         except BaseException:
             self.__exit__()
             raise
@@ -305,6 +306,8 @@ class _FolderLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError:
+            pass  # a file system without locks
         return True
 
     def __exit__(self, *error: object) -> None:
