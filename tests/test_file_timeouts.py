@@ -719,3 +719,20 @@ def test_a_carriage_return_ends_a_line_at_once(sent: bytes) -> None:
             assert file.readline() == line.decode() + "\n"
         theirs.send(b"\n")
         assert file.readline() == "abc\n"
+
+
+@pytest.mark.parametrize("size", [2, 3, 100])
+def test_text_that_times_out_in_its_middle_is_the_last(size: int) -> None:
+    """What read(size) of a text file had got is lost then: whoever reads on is told, and again; read(1) loses nothing."""
+    with conversation("r", timeout=0.05) as (file, theirs):
+        with pytest.raises(TimeoutError):
+            file.read(1)
+        theirs.send(b"x")
+        assert file.read(1) == "x"
+        theirs.send(b"y")
+        with pytest.raises(TimeoutError):
+            file.read(size)
+        theirs.send(b"z\n")
+        for _ in range(2):
+            with pytest.raises(OSError, match="cannot read on"):
+                file.readline()
