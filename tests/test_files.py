@@ -1312,8 +1312,19 @@ class Stopped:
         raise Stop
 
 
-@pytest.mark.parametrize("mode", ["wb", "w", "rwb", "rw"])
-@pytest.mark.parametrize("buffering", [-1, 10])
+# Where io.BufferedWriter hands on a write of exactly its buffer's size without buffering it first, nothing tells that
+# from a full buffer, with which it comes again.
+EXACTLY_A_BUFFER = pytest.param(
+    "wb",
+    10,
+    marks=pytest.mark.xfail(sys.version_info >= (3, 13), reason="a write of the buffer's size", strict=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "buffering"),
+    [("wb", -1), ("w", -1), ("rwb", -1), ("rw", -1), EXACTLY_A_BUFFER, ("w", 10), ("rwb", 10), ("rw", 10)],
+)
 def test_each_byte_once_after_a_handler_that_raised(mode: str, buffering: int) -> None:
     """A flush that a handler ended, and the writes and flushes after it, send all that was written, and once."""
     one, other = UdStream.pair()
