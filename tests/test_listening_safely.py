@@ -935,6 +935,19 @@ def test_sockets_for_another_process(
         assert os.get_inheritable(900)
 
 
+def test_as_many_names_as_sockets(folder: Path, manager: Callable[..., list[int]]) -> None:
+    """No sockets have no names, one may have an empty one; names without sockets are a ValueError."""
+    manager(LISTEN_FDS="0", LISTEN_FDNAMES="")
+    assert UdStreamListener.inherited() == []
+    manager(listening(folder / "a"), LISTEN_FDNAMES="")
+    [listener] = UdStreamListener.inherited()
+    with listener:
+        assert listener.name == ""
+    manager(LISTEN_FDS="0", LISTEN_FDNAMES="web")
+    with pytest.raises(ValueError, match="1 names, where LISTEN_FDS is 0"):
+        UdStreamListener.inherited()
+
+
 def test_inherited_connections(manager: Callable[..., list[int]]) -> None:
     """UdStream.inherited() takes connections (Accept=yes)."""
     ours, theirs = socket.socketpair()
