@@ -1535,3 +1535,16 @@ def test_system_calls_while_data_flows(folder: Path, timeout: bool, waits: int) 
             current.append(call[1])
 
     assert {name: [call] for name, call in ONE_CALL.items()} == seen
+
+
+def test_the_connection_that_a_program_was_started_on(folder: Path) -> None:
+    """Where inetd, or systemd, passes the connection as descriptor 0, from_fd(0) takes it over."""
+    ours, theirs = socket.socketpair()
+    code = (
+        "from udstream import UdStream\nwith UdStream.from_fd(0) as stream: stream.write_all(stream.read(10))"
+    )
+    with ours:
+        with theirs:
+            ours.send(b"hello")
+            subprocess.run(python(code), stdin=theirs, env=environment(folder), check=True, timeout=PATIENCE)
+        assert ours.recv(10) == b"hello"
