@@ -1436,3 +1436,24 @@ def test_what_a_stream_collects_by_the_offset(pair: Pair) -> None:
             received.close()
             stream.collected.clear()
             assert offset == 3 * number + 2
+
+
+def test_a_pidfd_that_is_descriptor_0(pair: Pair) -> None:
+    """Where that number is free it is what the kernel gives, and it is owned as any other."""
+    try:
+        pair[1].setsockopt(socket.SOL_SOCKET, 76, 1)
+    except OSError:
+        pytest.skip("this kernel has no SO_PASSPIDFD")
+    code = """if True:
+        import os, socket
+        from udstream import ancillary
+        one, other = socket.socketpair()
+        other.setsockopt(socket.SOL_SOCKET, 76, 1)
+        one.send(b"x")
+        os.close(0)
+        with ancillary.recv_ancillary(other, bytearray(1)) as received:
+            assert list(received.pidfd) == [0]
+            os.fstat(0)
+        assert not os.path.exists("/proc/self/fd/0")
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
