@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from _socket import MSG_DONTWAIT
 from _thread import RLock, get_ident
 from time import monotonic
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 _FLAGS = (MSG_NOSIGNAL,)
 _NOW = MSG_NOSIGNAL | MSG_DONTWAIT
+_FULL_IS_NOT_BUFFERED = sys.version_info >= (3, 13)
 # How much a text file reads at once, and how long a line grows that is held back for want of its end.
 _TEXT_CHUNK = 1 << 15
 _LONGEST_HELD = 1 << 16
@@ -132,6 +134,12 @@ class Sink:
             if self._chunks:
                 self.drain()
             if self._skip:
+                if self._skip < 0:
+                    raise OSError(
+                        errno.EIO,
+                        "cannot write on: as exactly a buffer was sent, a signal handler raised, and it is not known "
+                        "whether this is the rest of it",
+                    )
                 skip, self._skip = self._skip, 0
                 return skip + self._send_or_keep(data[skip:])
             return self._send_or_keep(data)
@@ -333,8 +341,9 @@ class Sink:
     def _keep_in_spite_of_exception(self, data: Any, done: int) -> None:
         """See to the rest of *data*, of which something was sent or kept when a signal's handler raised."""
         if not self._takes_all and len(data) <= self._limit:
-            # io.BufferedWriter has it in its buffer, and comes with it again.
-            self._skip = done
+            # io.BufferedWriter has it in its buffer, and comes with it again. But a write of exactly the buffer's
+            # size some versions hand down at once, and nothing tells that from a full buffer.
+            self._skip = -1 if done and len(data) == self._limit and _FULL_IS_NOT_BUFFERED else done
         elif done < len(data) and (done or self._takes_all):
             self._append(bytes(data[done:]))
 

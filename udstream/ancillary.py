@@ -574,8 +574,6 @@ def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, cmsgs
 
 def _payload(buffers: Any) -> tuple[Sequence[Any], int]:
     """The buffers as a sequence that one system call takes, and how many bytes there are in all of them."""
-    if type(buffers) is bytes:
-        return (buffers,), len(buffers)
     if not isinstance(buffers, (list, tuple)):
         if isinstance(buffers, str):
             raise TypeError("buffers must be bytes-like, not str: encode it first")

@@ -144,7 +144,8 @@ class UdStreamListener:
                 claim.remove()
             if sock is not None:
                 _csocket.discard(sock)
-            if isinstance(error, OSError):
+            # One without a number is none of the system's: a signal's handler raised it.
+            if isinstance(error, OSError) and error.errno is not None:
                 error.filename = str(address)
                 error.filename2 = None
                 del error.filename2

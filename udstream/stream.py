@@ -174,7 +174,8 @@ class UdStream(io.RawIOBase):
         except BaseException as error:
             if sock is not None:
                 _csocket.discard(sock)
-            if isinstance(error, OSError):
+            # One without a number is none of the system's: a signal's handler raised it.
+            if isinstance(error, OSError) and error.errno is not None:
                 error.filename = str(UdSocketPath.of(path))
             raise
         self: Self = _new(cls)
