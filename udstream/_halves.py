@@ -262,9 +262,11 @@ class Sink:
             sock = self.raw._bare()
         try:
             while chunks:
-                if len(chunks) > 1:
+                try:
+                    (data,) = chunks
+                except ValueError:
                     self._gather()
-                data = chunks[0]
+                    continue
                 size = len(data)
                 if size > self._whole:
                     if not self._send_some(sock):
