@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import grp
 import os
 import pty
@@ -594,6 +595,25 @@ def test_listen_keep_open_in_turn(folder: Path, start: Command) -> None:
     assert os.read(process.stdout.fileno(), 100) == b"still heard"
     process.send_signal(signal.SIGTERM)
     assert process.wait(LONG) == 143
+    assert not path.exists()
+
+
+def test_listen_ends_by_a_signal_that_the_main_thread_does_not_meet(folder: Path, start: Command) -> None:
+    """SIGTERM ends a server even where it comes a moment too early to interrupt the accept."""
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    if tgkill is None:
+        pytest.skip("a signal cannot be sent to one thread here")
+    path = folder / "s"
+    process = start("listen", "--echo", "--keep-open", path)
+    ready(process, path)
+    with client(path) as conn:
+        conn.sendall(b"ping")
+        assert conn.recv(4) == b"ping"
+        # To a thread that is not in the accept, which therefore goes on.
+        other = max(map(int, os.listdir(f"/proc/{process.pid}/task")))
+        assert other != process.pid
+        tgkill(process.pid, other, signal.SIGTERM)
+        assert process.wait(LONG) == 143
     assert not path.exists()
 
 

@@ -94,11 +94,29 @@ def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
         # One that is ignored, as under nohup, stays so.
         if signal.getsignal(number) is signal.SIG_DFL:
             before[number] = signal.signal(number, end)
+
+    # Python runs a handler between two steps of its own; a signal that comes just before an accept blocks, it would
+    # see to after that. So a thread waits for the numbers of signals as well.
+    numbers, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(numbers, 1):
+            if number[0] in before and bound:
+                end(number[0], None)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(told)
+        watcher.join()
+        os.close(numbers)
 
 
 def admitted(listener: UdStreamListener, args: argparse.Namespace) -> Iterator[UdStream]:
