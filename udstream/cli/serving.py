@@ -77,37 +77,38 @@ def listening(args: argparse.Namespace) -> Iterator[UdStreamListener]:
 
 @contextmanager
 def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
-    def end(number: int, frame: object) -> None:
-        if not bound:
-            raise SystemExit(128 + number)  # bind tidies up after itself
-        # An exception would be lost, and with it the signal, where this interrupts a destructor.
-        try:
-            bound[0].close()
-        finally:
-            os._exit(128 + number)
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # One that is ignored, as under nohup, stays so.
-        if signal.getsignal(number) is signal.SIG_DFL:
-            before[number] = signal.signal(number, end)
-
-    # Python runs a handler between two steps of its own; a signal that comes just before an accept blocks, it would
-    # see to after that. So a thread waits for the numbers of signals as well.
     numbers, told = os.pipe()
     os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
 
     def watch() -> None:
         while number := os.read(numbers, 1):
             if number[0] in before and bound:
-                end(number[0], None)
+                try:
+                    bound[0].close()
+                finally:
+                    os._exit(128 + number[0])
 
+    # Python runs a handler between two steps of its own; a signal that comes just before an accept blocks, it would
+    # see to after that. So a thread hears of each signal, and makes the end.
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def end(number: int, frame: object) -> None:
+        if not bound:
+            raise SystemExit(128 + number)  # bind tidies up after itself
+        # Again, since it may have heard of this one before anything was bound.
+        os.write(told, bytes([number]))
+        watcher.join()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # One that is ignored, as under nohup, stays so.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            before[number] = signal.signal(number, end)
     try:
         yield
     finally:
