@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class Socket:
         self.end: Any = end if fileno is None else UdStream.from_fd(fileno)
         DETACHED.discard(-1 if fileno is None else fileno)
         self._timeout: float | None = None
+        self._connecting = threading.Lock()
         self.made.append(self)
         self._become(self.end)
 
@@ -76,7 +78,8 @@ class Socket:
         return Socket(end=stream), plain(stream.peer_path)
 
     def connect(self, address: Any) -> None:
-        self._become(UdStream.connect(path_of(address), timeout=self._timeout or None))
+        with self._connecting:
+            self._become(UdStream.connect(path_of(address), timeout=self._timeout or None))
 
     def dup(self) -> Socket:
         return Socket(end=self.end.dup())
@@ -104,7 +107,9 @@ class Socket:
         self.close()
 
     def fileno(self) -> int:
-        return self.end.fileno()  # type: ignore[no-any-return]
+        # A test may ask as soon as its other thread has accepted: then `connect` is not yet done with us.
+        with self._connecting:
+            return self.end.fileno()  # type: ignore[no-any-return]
 
     def getsockname(self) -> Any:
         return plain(self.end.local_path)
