@@ -5,12 +5,26 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_can_be_ended() -> None:
+    """
+    Let the programs that tests start be ended by signals, also where these tests run in the background.
+
+    A shell starts such a job with SIGINT ignored, and nohup with SIGHUP; whatever that starts would inherit it. A
+    handler nobody inherits.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 
 @pytest.fixture
