@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import errno
 import io
@@ -872,3 +873,182 @@ def test_option_really_looks(folder: Path) -> None:
         assert all(
             a != b for a, b in itertools.islice(zip(options(other.fileno()), UNTOUCHED, strict=True), 1, None)
         )
+
+
+class Calls(list[str]):
+    """What was asked of the system, in order; others can wait for it."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+
+    def append(self, name: str) -> None:
+        with self.changed:
+            super().append(name)
+            self.changed.notify_all()
+
+    def await_(self, name: str, times: int = 1) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.count(name) >= times, PATIENCE)
+
+
+class Noted:
+    """A socket object, or a poller, that notes what is asked of it."""
+
+    def __init__(self, sock: Any, calls: Calls) -> None:
+        self.sock = sock
+        self.calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "fileno":
+            self.calls.append(name)
+        return getattr(self.sock, name)
+
+
+@pytest.fixture
+def calls(pair: tuple[UdStream, UdStream], monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What the first of the pair, which has a timeout and has waited for one answer, asks of the system."""
+    calls = Calls()
+    here, there = pair
+    real, get_blocking = _waiting.poller_for, os.get_blocking
+
+    def mode(fd: int) -> bool:
+        calls.append("mode")
+        return get_blocking(fd)
+
+    monkeypatch.setattr(_timing, "poller_for", lambda *args: Noted(real(*args), calls))
+    monkeypatch.setattr(_timing, "get_blocking", mode)
+    here.timeout = PATIENCE
+    here._sock.sock = Noted(here._sock.sock, calls)
+    here.write(b"x")
+    answer_late(lambda: here.readinto(bytearray(1)), there, calls)
+    assert calls == ["send", "recv_into", "mode", "poll", "recv_into"]
+    calls.clear()
+    return calls
+
+
+def answer_late(read: Callable[[], object], there: UdStream, calls: Calls) -> object:
+    """What *read* returns if there is something to read as soon as it polls."""
+    with in_thread(read) as result:
+        calls.await_("poll")
+        there.write(b"y")
+    return result[0]
+
+
+def test_in_a_conversation_a_read_waits_first(pair: tuple[UdStream, UdStream], calls: Calls) -> None:
+    """An answer that is not there yet costs a poll, and no try in vain before it."""
+    here, there = pair
+    for _ in range(3):
+        here.write(b"x")
+        assert answer_late(lambda: here.readinto(bytearray(1)), there, calls) == 1
+        # This machine may have been longer than a moment about it.
+        assert calls in (
+            ["send", "poll", "recv_into"],
+            ["send", "poll", "mode", "poll", "recv_into"],
+        )
+        calls.clear()
+    here.write(b"x")
+    assert answer_late(lambda: here.read(1), there, calls) == b"y"
+    assert calls[:2] == ["send", "poll"]
+
+
+def test_answers_that_are_there_are_not_waited_for(pair: tuple[UdStream, UdStream], calls: Calls) -> None:
+    """Where answers come early, one read soon finds out that there is nothing to wait for; then none polls."""
+    here, there = pair
+    for _ in range(2 * _timing._ANSWERS):
+        there.write(b"y")
+        here.write(b"x")
+        calls.clear()
+        assert here.readinto(bytearray(1)) == 1
+    assert calls == ["recv_into"]
+
+
+def test_the_rest_of_an_answer_is_not_waited_for(pair: tuple[UdStream, UdStream], calls: Calls) -> None:
+    """Only the first read after a write takes what it reads for an answer that is yet to come."""
+    here, there = pair
+    there.write(b"yyy")
+    here.write(b"x")
+    for _ in range(3):
+        assert here.readinto(bytearray(1)) == 1
+    assert calls == ["send", "poll", "recv_into", "recv_into", "recv_into"]
+
+
+def test_a_conversation_made_nonblocking(pair: tuple[UdStream, UdStream], calls: Calls) -> None:
+    """A read does not wait then; where a duplicate made it so, it asks for the mode after a moment."""
+    here, _ = pair
+    with here.dup() as twin:
+        here.write(b"x")
+        twin.set_nonblocking(True)
+        assert here.readinto(bytearray(1)) is None
+        assert calls == ["send", "poll", "mode"]
+        twin.set_nonblocking(False)
+    calls.clear()
+
+    here.set_nonblocking(True)
+    here.write(b"x")
+    assert here.readinto(bytearray(1)) is None
+    assert "poll" not in calls
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left"),
+    [(1.0, 1.0 - _timing._MOMENT / 1000), (_timing._MOMENT / 2000, _timing._MOMENT / 2000)],
+)
+def test_an_answer_that_does_not_come(
+    seconds: float,
+    left: float,
+    pair: tuple[UdStream, UdStream],
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The moment of waiting first is a part of the timeout; one that is shorter has no such moment."""
+    here, there = pair
+    here.timeout = seconds
+    here.write(b"x")
+    with contextlib.suppress(TimeoutError):
+        answer_late(lambda: here.readinto(bytearray(1)), there, calls)
+    here.write(b"x")
+    deadlines: list[float] = []
+
+    def time_is_up(poller: object, deadline: float) -> None:
+        deadlines.append(deadline)
+        raise TimeoutError
+
+    monkeypatch.setattr(_timing, "wait_by", time_is_up)
+    monkeypatch.setattr(_timing, "monotonic", lambda: 100.0)
+    with pytest.raises(TimeoutError):
+        while here.readinto(bytearray(1)):
+            pass  # the answer before, if that came too late
+    assert deadlines == [100.0 + left]
+
+
+def test_an_answer_that_two_threads_wait_for(pair: tuple[UdStream, UdStream], calls: Calls) -> None:
+    """One poller serves one thread at a time, and a second makes its own."""
+    here, there = pair
+    here.write(b"x")
+    with in_thread(lambda: here.readinto(bytearray(1))) as first:
+        calls.await_("poll")
+        here.write(b"x")
+        with in_thread(lambda: here.readinto(bytearray(1))) as second:
+            calls.await_("poll", 3)
+            there.write(b"yy")
+    assert first == second == [1]
+
+
+def test_the_error_of_a_handler_while_an_answer_is_waited_for(
+    pair: tuple[UdStream, UdStream], calls: Calls
+) -> None:
+    """What a handler raises is not taken for the poller's refusal, even if it is of the same class."""
+    here, _ = pair
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise RuntimeError("a signal's handler")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    here.write(b"x")
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        with pytest.raises(RuntimeError, match="handler"):
+            here.readinto(bytearray(1))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -4,7 +4,8 @@ A socket that waits up to a timeout, and of which nobody else notices anything.
 The kernel's own ways to time a call (``O_NONBLOCK`` with a poll, ``SO_RCVTIMEO``) change what every
 duplicate and child of the descriptor sees; a signal's retry starts ``SO_RCVTIMEO`` anew. So each call here is
 first made with ``MSG_DONTWAIT``, which is this call's alone and costs nothing while data flows. Only when it
-would have blocked does it wait, in ``poll``, and try again.
+would have blocked does it wait, in ``poll``, and try again. In a conversation, where an answer is never there
+yet, it learns to wait first.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     Cmsgs = Iterable[tuple[int, int, Buffer]]
 
 _SENDING_NOW = MSG_NOSIGNAL | MSG_DONTWAIT
+# The milliseconds that an answer may take to be waited for at once; and how many are, before one try shows whether
+# they still have to be.
+_MOMENT = 10
+_ANSWERS = 64
 
 
 def checked_timeout(seconds: float | None) -> float | None:
@@ -68,7 +73,7 @@ class TimedSocket(Around):
     With *until*, a point of `time.monotonic`, all of them together may last until then.
     """
 
-    __slots__ = ("_readable", "timeout", "until")
+    __slots__ = ("_answers", "_due", "_readable", "timeout", "until")
     sock: CSocket
 
     def __init__(self, sock: CSocket, timeout: float, until: float | None = None) -> None:
@@ -77,6 +82,9 @@ class TimedSocket(Around):
         self.until = until
         # What to poll for something to receive, made when it is first needed: a conversation needs it often.
         self._readable: Any = None
+        # For how many more answers it is best to wait at once; and the same while one is due, otherwise 0.
+        self._answers = 0
+        self._due = 0
 
     def for_one_call(self) -> TimedSocket:
         one = TimedSocket(self.sock, self.timeout, self.deadline())
@@ -88,20 +96,18 @@ class TimedSocket(Around):
         return self.until or monotonic() + self.timeout
 
     def recv_into(self, buffer: Buffer) -> int:
-        sock = self.sock
-        deadline = None
+        deadline = self._wait_for_answer() if self._due else None
         while True:
             try:
-                return sock.recv_into(buffer, 0, MSG_DONTWAIT)
+                return self.sock.recv_into(buffer, 0, MSG_DONTWAIT)
             except BlockingIOError:
                 deadline = self._wait(POLLIN, deadline)
 
     def recv(self, size: int) -> bytes:
-        sock = self.sock
-        deadline = None
+        deadline = self._wait_for_answer() if self._due else None
         while True:
             try:
-                return sock.recv(size, MSG_DONTWAIT)
+                return self.sock.recv(size, MSG_DONTWAIT)
             except BlockingIOError:
                 deadline = self._wait(POLLIN, deadline)
 
@@ -115,11 +121,11 @@ class TimedSocket(Around):
 
     def send(self, data: Buffer, _flags: int) -> int:
         # Which are never others than these.
-        sock = self.sock
+        self._due = self._answers
         deadline = None
         while True:
             try:
-                return sock.send(data, _SENDING_NOW)
+                return self.sock.send(data, _SENDING_NOW)
             except BlockingIOError:
                 deadline = self._wait(POLLOUT, deadline)
 
@@ -142,8 +148,21 @@ class TimedSocket(Around):
             except BlockingIOError:
                 deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline)
 
-    def _wait(self, event: int, deadline: float | None) -> float:
-        """Wait for *event*; return the deadline of the call, which is None if it did not wait before."""
+    def _wait_for_answer(self) -> float | None:
+        """Wait before the first try, which would be in vain: as `_wait`, but for a moment without asking the mode."""
+        self._due = 0
+        self._answers -= 1
+        try:
+            if self._readable.poll(_MOMENT):
+                return None
+        except RuntimeError as error:
+            if "concurrent" not in str(error):
+                raise
+            return None  # another thread is asking, and may take what comes
+        return self._wait(POLLIN, None, _MOMENT / 1000)
+
+    def _wait(self, event: int, deadline: float | None, waited: float = 0) -> float:
+        """Wait for *event*; return the deadline of the call, which is None if it did not try before."""
         fd = self.sock.fileno()
         poller = self._readable if event == POLLIN else None
         if poller is None:
@@ -152,7 +171,7 @@ class TimedSocket(Around):
             # A nonblocking descriptor never waits, and a duplicate may have made ours one: the kernel knows.
             if not get_blocking(fd):
                 raise BlockingIOError(errno.EAGAIN, strerror(errno.EAGAIN))
-            deadline = self.until or monotonic() + self.timeout
+            deadline = self.until or monotonic() + self.timeout - waited
         elif monotonic() >= deadline:
             # Whatever is there by now, others were quicker the last time too.
             raise timed_out()
@@ -163,6 +182,8 @@ class TimedSocket(Around):
                 raise
             # Another thread is asking the same one.
             wait_by(poller_for(fd, event), deadline)
+        if event == POLLIN and self.timeout * 1000 > _MOMENT:
+            self._answers = _ANSWERS
         return deadline
 
     def _poller(self, event: int) -> Any:

@@ -398,8 +398,8 @@ class UdStream(io.RawIOBase):
 
         Past it a call raises `TimeoutError`, and can be repeated. It is for the whole call, also of those
         that take several system calls; signals do not lengthen it; duplicates of the descriptor never
-        notice it. While data flows it costs no system call; a nonblocking stream does not wait, whatever
-        its timeout. 0 and below: `ValueError`.
+        notice it. While data flows it costs no system call; in a conversation each wait costs one, a ``poll``.
+        A nonblocking stream does not wait, whatever its timeout. 0 and below: `ValueError`.
         """
         sock = self._sock
         if isinstance(sock, CollectingSocket):
@@ -428,6 +428,8 @@ class UdStream(io.RawIOBase):
         """
         # Not by the number: that may be another file's as soon as another thread closes this one.
         self._bare().setblocking(not flag)
+        # A timed one forgets that it had to wait for answers.
+        self.timeout = self.timeout
 
     def is_nonblocking(self) -> bool:
         """Whether the connection is nonblocking. System call: ``fcntl``."""
