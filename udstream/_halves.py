@@ -12,10 +12,9 @@ request must be on its way before anybody can wait for its reply. So these laws 
   taken all.
 * Neither half ever waits for the other's thread.
 
-The C layers ask ``closed`` of what they stand on, first thing in every call. Usually a slot answers. When a
-half has something to do before the next call, it becomes an instance of a subclass whose ``closed`` is a
-property that does it, and changes back: `_SourceAfterWrite` and `_WatchingSink`. So the common call costs
-nothing, and no call gets past.
+The C layers ask ``closed`` of what they stand on, first thing in every call. Usually that is False or True. When
+a half has something to do before the next call, it is an object that does it as it is asked for its truth:
+`_BeforeRead` or `_BeforeWrite`. So the common call costs nothing, and no call gets past.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import os
 import sys
 from _socket import MSG_DONTWAIT
 from _thread import RLock, get_ident
+from itertools import repeat, starmap
 from time import monotonic
 
 from ._csocket import CSocket
@@ -65,6 +65,8 @@ _LONGEST_HELD = 1 << 16
 _NEAR_THE_END = 512
 
 
+_WITHOUT_WAITING = repeat((False,))
+# What the C layers ask of the halves is answered in C.
 _yes: Any = True.__bool__
 _no: Any = False.__bool__
 
@@ -81,18 +83,21 @@ class Sink:
 
     __slots__ = (
         "_append",
+        "_attempts",
+        "_before_read",
         "_chunks",
         "_limit",
         "_lock",
         "_room",
         "_skip",
         "_whole",
+        "_writer",
         "closed",
         "raw",
         "source",
         "unsent",
     )
-    closed: bool
+    closed: bool | _BeforeWrite
     raw: Raw
     unsent: bool
     # Whether what is written is taken even if an exception says that it cannot be sent.
@@ -103,6 +108,8 @@ class Sink:
         self.closed = False
         # The source of the same file, if it has one; it lets us go first.
         self.source: Source | None = None
+        # What that one has for its `closed` while there is something to send first.
+        self._before_read: Any = None
         # Whether there may be something that a reader should send first.
         self.unsent = False
         # Always the same list, so that a chunk that another thread appends cannot get lost.
@@ -114,8 +121,13 @@ class Sink:
         # How much of what the layer above will hand over again was sent before an exception.
         self._skip = 0
         self._lock = RLock()
+        # To take the lock if it is free: with the next item, which says so. No signal handler can raise between that
+        # and a "try", as it could after a call; then nobody else could ever take the lock again.
+        self._attempts = starmap(self._lock.acquire, _WITHOUT_WAITING)
         # How many bytes the kernel takes as a whole or not at all, as far as is known.
         self._whole = SENT_WHOLE
+        # The text layer, if there is one and a reader has to empty it.
+        self._writer: Any = None
 
     # --- what the C layers ask ---
 
@@ -157,14 +169,14 @@ class Sink:
             self._append(data)
             self.unsent = True
             return count
-        if self._chunks or self.closed or count >= self._limit:
+        if self._chunks or self.raw.closed or count >= self._limit:
             return self._put_with_care(data)
         self._append(data)
         self._room = self._limit - count
         self.unsent = True
         source = self.source
-        if source is not None and source.__class__ is Source:
-            source.__class__ = _SourceAfterWrite
+        if source is not None:
+            source.closed = self.raw.closed or self._before_read
         return count
 
     def drain(self) -> None:
@@ -190,37 +202,45 @@ class Sink:
 
         If another thread is sending at the moment, there is nothing to do: it sends all there is.
         """
-        if not self._lock.acquire(False):
-            return False
-        try:
-            # Before the last look at the chunks, so that what is put meanwhile is noted after it.
-            self._room = -1
-            self.unsent = False
-            if self._send_now():
-                self.unsent = True
-                return True
-        except OSError:
-            # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
-            self.unsent = True
-        finally:
-            self._lock.release()
+        for free in self._attempts:
+            if free:
+                try:
+                    # Before the last look at the chunks, so that what is put meanwhile is noted after it.
+                    self._room = -1
+                    self.unsent = False
+                    if self._writer is not None:
+                        self._empty_text_layer()
+                    if self._send_now():
+                        self.unsent = True
+                        return True
+                except OSError:
+                    # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
+                    self.unsent = True
+                finally:
+                    self._lock.release()
+            break
         return False
 
     def tie(self, source: Source) -> None:
         """Look after what *source* should send before it reads."""
+        self._before_read = _BeforeRead(self)
         self.source = source
 
     def shut(self) -> None:
         """Take nothing more; what is left is dropped."""
         self.closed = True
         self.unsent = False
-        self.source = None
+        self.source = self._before_read = self._writer = None
         self._room = -1
 
     # --- inside ---
 
+    def _empty_text_layer(self) -> None:
+        """Have what the text layer holds written here; only a text sink is under one."""
+        raise NotImplementedError
+
     def _put_with_care(self, data: bytes) -> int:
-        if self.closed:
+        if self.raw.closed:
             raise ValueError("I/O operation on closed file")
         count = len(data)
         if self._chunks and self._room < count:
@@ -237,8 +257,8 @@ class Sink:
     def _something_to_send(self) -> None:
         self.unsent = True
         source = self.source
-        if source is not None and source.__class__ is Source:
-            source.__class__ = _SourceAfterWrite
+        if source is not None:
+            source.closed = self.raw.closed or self._before_read
 
     def all_sent(self) -> None:
         """Note that nothing is left, so that the next write is noticed."""
@@ -246,7 +266,7 @@ class Sink:
         self.unsent = False
         source = self.source
         if source is not None:
-            source.__class__ = Source
+            source.closed = self.raw.closed
 
     def _gather(self) -> None:
         """Make one chunk of all that are there."""
@@ -330,22 +350,24 @@ class Sink:
         except BaseException as error:
             # The text layer has taken it already; it may be sent yet, unless the connection is gone.
             if not self._takes_all or not isinstance(error, OSError) or isinstance(error, ConnectionError):
-                self._keep_in_spite_of_exception(data, sum(sent))
+                self._keep_in_spite_of(error, data, sum(sent))
                 raise
         self._append(bytes(data[sum(sent) :]))
         try:
             self._try_to_drain()
-        except BaseException:
-            self._keep_in_spite_of_exception(data, count)
+        except BaseException as error:
+            self._keep_in_spite_of(error, data, count)
             raise
         return count
 
-    def _keep_in_spite_of_exception(self, data: Any, done: int) -> None:
-        """See to the rest of *data*, of which something was sent or kept when a signal's handler raised."""
+    def _keep_in_spite_of(self, error: BaseException, data: Any, done: int) -> None:
+        """See to the rest of *data*, of which something was sent or kept when the error came."""
         if not self._takes_all and len(data) <= self._limit:
             # io.BufferedWriter has it in its buffer, and comes with it again. But a write of exactly the buffer's
-            # size some versions hand down at once, and nothing tells that from a full buffer.
-            self._skip = -1 if done and len(data) == self._limit and _FULL_IS_NOT_BUFFERED else done
+            # size some versions hand down at once, and nothing tells that from a full buffer. Only after the end of
+            # the connection it does not matter which it was.
+            unclear = done and len(data) == self._limit and _FULL_IS_NOT_BUFFERED
+            self._skip = -1 if unclear and not isinstance(error, ConnectionError) else done
         elif done < len(data) and (done or self._takes_all):
             self._append(bytes(data[done:]))
 
@@ -354,21 +376,21 @@ class TextSink(Sink):
     """
     The sink under an `io.TextIOWrapper`, which forgets what it hands to ``write``, even if that raises.
 
-    So ``write`` takes everything, and `_WatchingSink` stops the next call as long as something is left.
+    So ``write`` takes everything, and `_BeforeWrite` stops the next call as long as something is left.
     """
 
-    __slots__ = ("_emptied_by", "_sure", "_writer")
+    __slots__ = ("_before_write", "_emptied_by", "_sure")
     _takes_all = True
 
     def __init__(self, raw: Raw, limit: int) -> None:
         Sink.__init__(self, raw, limit)
-        # The text layer, if a reader has to empty it, and the thread that is doing so.
-        self._writer: Any = None
+        # The thread in which a reader is emptying the text layer.
         self._emptied_by = 0
         self._sure = False
+        self._before_write: Any = _BeforeWrite(self)
 
     def tie(self, source: Source) -> None:
-        self.source = source
+        Sink.tie(self, source)
         self.watch()
 
     def empties(self, writer: io.TextIOWrapper) -> None:
@@ -392,23 +414,8 @@ class TextSink(Sink):
         return len(data)
 
     def watch(self) -> None:
-        """See to it that the next call of the text layer comes by `_WatchingSink.closed`."""
-        if self.__class__ is TextSink and not self.closed:
-            self.__class__ = _WatchingSink  # pyright: ignore[reportAttributeAccessIssue]
-
-    def send_for_reader(self) -> bool:
-        if not self._lock.acquire(False):
-            return False
-        try:
-            self._empty_text_layer()
-            if self._send_now():
-                self.unsent = True
-                return True
-        except OSError:
-            self.unsent = True
-        finally:
-            self._lock.release()
-        return False
+        """See to it that the next call of the text layer comes by `_BeforeWrite`."""
+        self.closed = self.raw.closed or self._before_write
 
     def send_text(self) -> None:
         """Send all that was written, or raise."""
@@ -439,33 +446,59 @@ class TextSink(Sink):
             self._emptied_by = 0
 
     def shut(self) -> None:
-        self.__class__ = TextSink  # pyright: ignore[reportAttributeAccessIssue]
         Sink.shut(self)
-        self._writer = None
+        self._before_write = None
 
     def all_sent(self) -> None:
         """Only who empties the text layer knows that."""
 
 
-class _WatchingSink(TextSink):
-    """A text sink that wants to know of the next write before it is taken."""
+class _BeforeWrite:
+    """What a text sink has for ``closed`` while it wants to know of the next write before it is taken."""
 
-    __slots__ = ()
+    __slots__ = ("_sink",)
 
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        if self._emptied_by and self._emptied_by == get_ident():
+    def __init__(self, sink: TextSink) -> None:
+        self._sink = sink
+
+    def __bool__(self) -> bool:
+        sink = self._sink
+        if sink._emptied_by and sink._emptied_by == get_ident():
             return False
-        if self._chunks:
-            self.drain()
-        source = self.source
-        # From here until the text is taken there is no call and no jump, where another thread, or a signal
+        if sink._chunks:
+            sink.drain()
+        source = sink.source
+        raw = sink.raw
+        # From here until the text is taken there is no call and no jump back, where another thread, or a signal
         # handler, could come between.
         if source is not None:
-            source.__class__ = _SourceAfterWrite
-        self.unsent = True
-        self.__class__ = TextSink  # type: ignore[assignment]
-        return self.closed
+            source.closed = raw.closed or sink._before_read
+        sink.unsent = True
+        sink.closed = closed = raw.closed
+        return closed
+
+
+class _BeforeRead:
+    """What a source has for ``closed`` while its sink has something to send before the next read."""
+
+    __slots__ = ("_sink",)
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def __bool__(self) -> bool:
+        sink = self._sink
+        source = sink.source
+        if source is not None:
+            source.closed = sink.raw.closed
+            try:
+                # It sends what it can without waiting; lines that are at hand must not wait for the rest.
+                sink.send_for_reader()
+            except BaseException as error:  # noqa: BLE001
+                # A signal handler's. For io.BufferedReader anything that is raised here means that it is closed.
+                source.excuse = error
+                sink.unsent = True
+        return sink.raw.closed
 
 
 class Source:
@@ -486,7 +519,7 @@ class Source:
         "sink",
     )
     careful: bool
-    closed: bool
+    closed: bool | _BeforeRead
     dry: bool
     gentle: bool
     held: bytes
@@ -506,7 +539,7 @@ class Source:
         self.gentle = False
         # True while a reader only wants to know what it has already got.
         self.dry = False
-        # The error that a gentle reader was spared, for it to raise.
+        # The error that a reader was spared, to be raised when it can.
         self.excuse: BaseException | None = None
         # What ends a line, if that can be told before decoding; and whether a carriage return does, too.
         self._end: bytes | None = b"\n"
@@ -528,7 +561,6 @@ class Source:
 
     def shut(self) -> None:
         """Hand on nothing more."""
-        self.__class__ = Source  # pyright: ignore[reportAttributeAccessIssue]
         self.closed = True
         self.sink = None
 
@@ -619,7 +651,7 @@ class Source:
 
     def spared(self) -> BaseException:
         """
-        The error that a gentle reader was spared, to be raised.
+        The error that a reader was spared, to be raised.
 
         It is kept here no longer, nor in a variable on the way: its traceback has hold of the file, so the file
         would have hold of itself.
@@ -644,6 +676,8 @@ class Source:
 
     def _let_sink_send(self, sock: Any) -> None:
         """Have the sink send; while it cannot send all, wait until it can, or there is something to read."""
+        if self.excuse is not None:
+            raise self.spared()
         sink = self.sink
         deadline: float | None = None
         while sink is not None and sink.send_for_reader():
@@ -750,21 +784,6 @@ class Source:
         if not cut and (len(held) >= _LONGEST_HELD or held.find(self._end) >= 0):
             return room
         return cut
-
-
-class _SourceAfterWrite(Source):
-    """A source whose sink has something to send before the next read."""
-
-    __slots__ = ()
-
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        self.__class__ = Source  # type: ignore[assignment]
-        # It sends what it can without waiting; lines that are at hand must not wait for the rest.
-        sink = self.sink
-        if sink is not None:
-            sink.send_for_reader()
-        return self.closed
 
 
 def _bytes_of(data: Buffer) -> bytes:

@@ -148,8 +148,8 @@ def _send_last_bytes() -> None:
                 if writer is not None:
                     writer.flush()
                 sink.drain()
-            except OSError:
-                pass  # nobody is there any more who could be told
+            except (OSError, ValueError):
+                pass  # nobody is there any more who could be told; nor of one that was not quite closed
 
 
 atexit.register(_send_last_bytes)
@@ -353,17 +353,17 @@ class _File:
         The stream is closed even when the sending fails: with the error of that, a `TimeoutError` say.
         """
         stream = self._stream
-        if not stream.closed:
-            sink = self._sink
-            try:
-                # With a source beside it, a sink knows when nothing is left.
-                if sink is not None and (sink.unsent or sink.source is None):
-                    self.flush()
-            finally:
-                stream.close()
-                # The stream tells its files, but one that is being collected it may not know any more.
-                if id(self) in _OPEN:
-                    self._stream_closed()
+        sink = self._sink
+        try:
+            # With a source beside it, a sink knows when nothing is left.
+            if not stream.closed and sink is not None and (sink.unsent or sink.source is None):
+                self.flush()
+        finally:
+            stream.close()
+            # The stream tells its files; but not one that is being collected, which it may not know any more, nor
+            # if a signal handler raised just then.
+            if id(self) in _OPEN:
+                self._stream_closed()
 
     def _stream_closed(self) -> None:
         """What the stream says when it is closed: the layers in C ask the halves, and are to know."""
@@ -378,12 +378,14 @@ class _File:
             stream = self._stream
         except AttributeError:
             return  # it was never finished, and has no stream to close
-        if not stream.closed:
-            try:
+        if stream.closed and id(self) not in _OPEN:
+            return
+        try:
+            if not stream.closed:
                 warn(f"unclosed file {self!r}", ResourceWarning, 2, self)
-            finally:
-                # Also where warnings are errors.
-                self.close()
+        finally:
+            # Also where warnings are errors.
+            self.close()
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -518,9 +520,9 @@ class BinaryFile(_File, _BinaryBase):
         A `TimeoutError` or `BlockingIOError` says that not all could be sent: the rest is kept, and goes
         with the next call.
         """
+        self._check_open()
         sink = self._sink
-        if sink is None or sink.closed:
-            self._check_open()
+        if sink is None:
             return
         if self._writer is not None:
             self._writer.flush()

@@ -21,7 +21,7 @@ from conftest import open_fds
 from places import meddle
 
 import udstream
-from udstream import Shutdown, UdStream, UdStreamListener, _platform
+from udstream import Shutdown, UdStream, UdStreamListener, _platform, files
 
 # What the storms move, and the signals they wait for at the least.
 STORM_BYTES, STORM_SIGNALS = 128 << 20, 100
@@ -365,6 +365,58 @@ def test_file_loses_what_the_docs_say(name: str, mode: str, timeout: float | Non
     # A loop has handed on the first line; readlines, which had it in hand, gives it back.
     first = "line\n" if name == "readlines" and kept else ""
     assert text == first + kept + "line\nafter\n"
+
+
+def written_and_read(file: Any) -> None:
+    """Every call of a file that sends, also one that reads after a write."""
+    text = hasattr(file, "encoding")
+    file.write("a\n" if text else b"a\n")
+    file.readline()
+    file.write("b" * 20000 if text else b"b" * 20000)
+    file.flush()
+    file.close()
+
+
+def free_for_others(lock: Any) -> bool:
+    """Whether another thread could take the lock."""
+    free: list[bool] = []
+
+    def take() -> None:
+        free.append(lock.acquire(False))
+        if free[0]:
+            lock.release()
+
+    other = threading.Thread(target=take)
+    other.start()
+    other.join(PATIENCE)
+    return free == [True]
+
+
+@pytest.mark.parametrize("mode", ["rwb", "rw"])
+def test_file_that_is_stopped_as_it_sends(mode: str) -> None:
+    """A handler may raise anywhere: the exception is the handler's, and other threads can write afterwards."""
+    at = mistaken = 0
+    reached = True
+    while reached:
+        here, there = UdStream.pair()
+        with here, there:
+            there.write(b"answer\n")
+            file = here.makefile(mode)
+            lock = file._sink._lock
+            try:
+                reached = outcome(partial(written_and_read, file), at) is not None
+            except ValueError:
+                # What is raised as it asks for `closed`, io.BufferedReader takes for yes. We keep it for later; but
+                # not before the first instruction that does so.
+                mistaken += 1
+            assert free_for_others(lock), f"the lock is kept after a signal at place {at}"
+            there.shutdown(Shutdown.BOTH)
+            with suppress(OSError):
+                file.close()
+            assert id(file) not in files._OPEN
+        at += 1
+    assert at > 30
+    assert mistaken == (mode == "rwb")
 
 
 # --- storms ---
