@@ -82,7 +82,6 @@ class Sink:
     """The sending half of a file: what was written and is not yet sent."""
 
     __slots__ = (
-        "_append",
         "_attempts",
         "_before_read",
         "_chunks",
@@ -114,7 +113,6 @@ class Sink:
         self.unsent = False
         # Always the same list, so that a chunk that another thread appends cannot get lost.
         self._chunks: list[bytes] = []
-        self._append = self._chunks.append
         self._limit = limit
         # The bytes that still fit; below 0 while there are none, so that the first is noticed.
         self._room = -1
@@ -166,12 +164,12 @@ class Sink:
         room = self._room - count
         if room > 0:
             self._room = room
-            self._append(data)
+            self._chunks.append(data)
             self.unsent = True
             return count
         if self._chunks or self.raw.closed or count >= self._limit:
             return self._put_with_care(data)
-        self._append(data)
+        self._chunks.append(data)
         self._room = self._limit - count
         self.unsent = True
         source = self.source
@@ -248,7 +246,7 @@ class Sink:
         if not self._chunks:
             self._room = self._limit
         self._something_to_send()
-        self._append(data)
+        self._chunks.append(data)
         self._room -= count
         if self._room <= 0:
             self._try_to_drain()
@@ -352,7 +350,7 @@ class Sink:
             if not self._takes_all or not isinstance(error, OSError) or isinstance(error, ConnectionError):
                 self._keep_in_spite_of(error, data, sum(sent))
                 raise
-        self._append(bytes(data[sum(sent) :]))
+        self._chunks.append(bytes(data[sum(sent) :]))
         try:
             self._try_to_drain()
         except BaseException as error:
@@ -369,7 +367,7 @@ class Sink:
             unclear = done and len(data) == self._limit and _FULL_IS_NOT_BUFFERED
             self._skip = -1 if unclear and not isinstance(error, ConnectionError) else done
         elif done < len(data) and (done or self._takes_all):
-            self._append(bytes(data[done:]))
+            self._chunks.append(bytes(data[done:]))
 
 
 class TextSink(Sink):
@@ -401,11 +399,11 @@ class TextSink(Sink):
 
     def write(self, data: bytes) -> int:
         if self._emptied_by and self._emptied_by == get_ident():
-            self._append(data)
+            self._chunks.append(data)
             return len(data)
         with self._lock:
             if self._chunks:
-                self._append(data)
+                self._chunks.append(data)
                 self._try_to_drain()
             else:
                 self._send_or_keep(data)
