@@ -105,6 +105,7 @@ _FLAGS = repeat(MSG_CMSG_CLOEXEC)
 _UNCUT = MSG_CMSG_CLOEXEC or None
 _IOV_MAX = _platform.IOV_MAX
 _MOST_BORROWED = 64
+_NO_NUMBERS: list[int] = []
 _THREE_NAMES = ("_fds", "_fds", "_fds")
 
 
@@ -432,13 +433,8 @@ class Received:
     pidfd: FileDescriptors
     security: bytes | None
 
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.fds = self.pidfd = _NO_FDS
-        self.credentials = None
-        self.ancillary = []
-        self.truncated = False
-        self.security = None
+    def __init__(self) -> None:
+        raise TypeError("a Received is what recv_ancillary returns")
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
@@ -848,24 +844,26 @@ def _rooms(buffers: Any) -> Sequence[Any]:
 def _decoded(landed: list[Landed], max_fds: int) -> Received:
     """What has landed, as a `Received`, which owns the descriptors from the moment *landed* is empty."""
     nbytes, cmsgs, flags, _ = landed[0]
-    received = Received(nbytes)
-    others = received.ancillary
+    received: Received = _new(Received)
+    received.nbytes = nbytes
+    received.fds = received.pidfd = _NO_FDS
+    received.credentials = received.security = None
+    received.ancillary = others = []
     received.truncated = flags & MSG_CTRUNC != 0
-    numbers: list[int] = []
-    pidfds: list[int] = []
+    numbers = pidfds = _NO_NUMBERS
     for cmsg in cmsgs:
         level, kind, data = cmsg
         if level != SOL_SOCKET:
             others.append(cmsg)
         elif kind == SCM_RIGHTS:
-            numbers += _ints(data)
+            numbers = [*numbers, *_ints(data)]
         elif kind == SCM_CREDENTIALS and len(data) == 12:
             # Nobody sent the end of file; yet the kernel fills in zeros there, which are root's numbers.
             if nbytes:
                 pid, uid, gid = _UCRED.unpack(data)
                 received.credentials = _new_tuple(Credentials, (pid or None, uid, gid))
         elif kind == SCM_PIDFD and len(data) == 4 and _FD.unpack(data)[0] >= 0:
-            pidfds += _FD.unpack(data)
+            pidfds = [*pidfds, *_FD.unpack(data)]
         elif kind == SCM_SECURITY:
             received.security = _label(data)
         else:
