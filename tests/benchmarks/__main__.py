@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import between, connecting, descriptors, files, growth, memory, raw, report, sendfile
+from . import between, connecting, descriptors, files, growth, limits, memory, raw, report, sendfile
 from .measure import Effort, Row, Unavailable, compare
 
 FULL = Effort(rounds=81, round_seconds=0.01, row_seconds=4)
@@ -18,7 +18,7 @@ CONNECTS, QUICK_CONNECTS = 200_000, 20_000
 
 def all_rows() -> Iterator[Row]:
     """Every row, family by family."""
-    for module in (raw, between, files, descriptors, connecting, sendfile, memory, growth):
+    for module in (raw, between, files, descriptors, connecting, sendfile, memory, growth, limits):
         yield from module.rows()
 
 
