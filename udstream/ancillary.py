@@ -535,6 +535,7 @@ def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
 
 def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, cmsgs: Sequence[Cmsg] = ()) -> int:
     """Send what there is after the *sent* bytes, with *cmsgs* if that is all of it; return *size*."""
+    sock = _timing.for_one_call(sock)
     views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
     first = 0
     skip = sent

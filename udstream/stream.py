@@ -876,7 +876,7 @@ class UdStream(io.RawIOBase):
 
     def send_fds(self, buffers: Any, fds: Iterable[Any]) -> int:
         """`ancillary.send_fds` on this stream, with its timeout for the whole call."""
-        return side._send_fds(for_one_call(self._sock), buffers, fds)
+        return side._send_fds(self._sock, buffers, fds)
 
     def recv_fds(self, bufsize: int, max_fds: int = side.MAX_FDS) -> tuple[bytes, FileDescriptors]:
         """`ancillary.recv_fds` on this stream, with its timeout."""
