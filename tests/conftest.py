@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from meanwhile import PATIENCE, on_alarm
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,3 +68,15 @@ def nothing_leaks() -> Iterator[None]:
             gc.collect()
             leaked = left_open(before)
         assert not leaked, f"the test left descriptors open: {leaked}"
+
+
+@pytest.fixture
+def no_endless_wait() -> Iterator[None]:
+    """Turn a test that hangs into one that fails."""
+
+    def give_up(*_: object) -> None:
+        raise AssertionError(f"still waiting after {PATIENCE:.0f} seconds")
+
+    # Again and again, since closing what hangs may hang as well.
+    with on_alarm(give_up, PATIENCE, 1):
+        yield

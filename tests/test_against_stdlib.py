@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE, in_thread
 
 import udstream
 from udstream import Shutdown, UdStream
 
-PATIENCE = 20.0
 DATA = bytes(i % 251 for i in range(1 << 20))
 
 # --- servers that others wrote: all of them send back what they get ---
@@ -135,26 +135,6 @@ def server(request: pytest.FixtureRequest, folder: Path) -> Iterator[Path]:
     path = folder / "s"
     with request.param(str(path)):
         yield path
-
-
-@contextmanager
-def in_thread(target: Callable[[], object]) -> Iterator[list[object]]:
-    """Run *target* meanwhile; afterwards the list holds what it returned or raised."""
-    result: list[object] = []
-
-    def run() -> None:
-        try:
-            result.append(target())
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield result
-    finally:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "the other thread never ended"
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["untimed", "timed"])

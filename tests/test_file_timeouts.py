@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import socket
 import threading
 import time
@@ -12,28 +11,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE
 
 from udstream import UdStream
 
-PATIENCE = 20
+pytestmark = pytest.mark.usefixtures("no_endless_wait")
+
 # Long enough for a call to try, short enough to be waited for thousands of times.
 MOMENT = 0.001
 MESSAGE = "eins\nzwö日\n\nvier"
-
-
-@pytest.fixture(autouse=True)
-def no_endless_wait() -> Iterator[None]:
-    """Turn a test that hangs into one that fails."""
-
-    def give_up(*_: object) -> None:
-        raise AssertionError(f"still waiting after {PATIENCE} seconds")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    # Again and again, since closing what hangs may hang as well.
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

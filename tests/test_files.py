@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -23,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE, no_collecting
 
 import udstream
 from udstream import UdSocketPath, UdStream
 
-PATIENCE = 20
+pytestmark = pytest.mark.usefixtures("no_endless_wait")
 
 READING = ["r", "rt", "tr", "rb", "br"]
 WRITING = ["w", "wt", "tw", "wb", "bw"]
@@ -71,21 +71,6 @@ NO_MODES = [
     "r\0",
     "é",
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_endless_wait() -> Iterator[None]:
-    """Turn a test that hangs into one that fails."""
-
-    def give_up(*_: object) -> None:
-        raise AssertionError(f"still waiting after {PATIENCE} seconds")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    # Again and again, since closing what hangs may hang as well.
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def ends(timeout: Any = None) -> tuple[Any, socket.socket]:
@@ -833,8 +818,7 @@ def test_closed_file_is_dropped_in_silence(mode: str) -> None:
 @pytest.mark.parametrize("mode", ORDINARY)
 def test_dropped_file_goes_at_once(mode: str) -> None:
     """A file makes no reference cycle: the last reference to it closes it, used or not."""
-    gc.disable()
-    try:
+    with no_collecting():
         with conversation(mode) as (file, theirs):
             theirs.sendall(b"one\ntwo\n")
             if file.writable():
@@ -848,8 +832,6 @@ def test_dropped_file_goes_at_once(mode: str) -> None:
             stream = weakref.ref(raw_of(file))
         del file
         assert stream() is None
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize("mode", ["r", "rw", "rb", "rwb"])

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from meanwhile import on_alarm
 
 import udstream
 from udstream import UdStream, UdStreamListener, _platform, ancillary
@@ -843,18 +844,6 @@ def test_too_many_in_flight() -> None:
 # --- signals ---
 
 
-@contextmanager
-def interrupted(handler: Callable[[int, Any], object], seconds: float) -> Iterator[None]:
-    """SIGALRM again and again."""
-    old = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-
-
 @pytest.mark.parametrize("timed", [True, False])
 @pytest.mark.parametrize("receive", [by_recv_fds, by_recv_ancillary, by_scattering, by_collecting])
 def test_signals_that_do_not_raise(receive: Callable[..., tuple[bytes, list[int]]], timed: bool) -> None:
@@ -876,7 +865,7 @@ def test_signals_that_do_not_raise(receive: Callable[..., tuple[bytes, list[int]
 
     with one, other:
         # Started before the timer, which the child does not inherit.
-        with child(run), interrupted(handler, 0.001):
+        with child(run), on_alarm(handler, 0.001, 0.001):
             one.close()
             came, fds = b"", 0
             while True:

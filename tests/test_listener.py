@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 
 from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener
 from udstream import listener as listener_module
-
-PATIENCE = 20.0
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -43,44 +41,12 @@ def listener(address: str) -> Iterator[UdStreamListener]:
         yield listening
 
 
-@contextmanager
-def in_thread(work: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Run *work* in a thread, which has ended by the end of the block; its result or its error is in the list."""
-    result: list[Any] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield result
-    finally:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-
-
 def wait_until(condition: Callable[[], bool]) -> None:
     """Return when *condition* holds, and fail if it never does."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-@contextmanager
-def on_alarm(handler: Callable[..., Any], seconds: float, again: float = 0) -> Iterator[None]:
-    """Have *handler* run by SIGALRM, in this, the main thread."""
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds, again)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def child(work: Callable[[], object]) -> int:
@@ -585,14 +551,7 @@ def test_iteration_goes_on_after_an_error(listener: UdStreamListener, address: s
 def test_shutdown_ends_a_blocked_accept(listener: UdStreamListener, timeout: float | None) -> None:
     """From another thread: the blocked accept() raises OSError (EINVAL), and so does a later one."""
     listener.timeout = timeout
-    thread_id = []
-
-    def accept() -> None:
-        thread_id.append(threading.get_native_id())
-        listener.accept()
-
-    with in_thread(accept) as result:
-        wait_until(lambda: bool(thread_id) and _sleeps(thread_id[0]))
+    with blocked_in(listener.accept) as result:
         listener.shutdown()
     assert isinstance(result[0], OSError)
     assert result[0].errno == errno.EINVAL
@@ -602,10 +561,6 @@ def test_shutdown_ends_a_blocked_accept(listener: UdStreamListener, timeout: flo
             listener.accept()
         assert caught.value.errno == errno.EINVAL
         assert list(listener) == []
-
-
-def _sleeps(thread_id: int) -> bool:
-    return Path(f"/proc/self/task/{thread_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE])

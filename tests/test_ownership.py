@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE, wait_until_asleep
 from real import environment, python
 
 import udstream
 from udstream import Shutdown, UdStream
-
-PATIENCE = 20.0
 
 
 @pytest.fixture
@@ -404,19 +403,6 @@ def test_close_leaves_a_blocked_call_alone(
         assert result in ([b"for it"], [6])
     else:
         assert result in ([b"for it"], [6]) or isinstance(result[0], (OSError, ValueError))
-
-
-def wait_until_asleep(thread_id: int) -> None:
-    """Wait until the kernel says that the thread is asleep, and not for Python's own lock."""
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.002)):
-        with open(f"/proc/self/task/{thread_id}/stat") as stat:
-            asleep = stat.read().rpartition(")")[2].split()[0] == "S"
-        with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
-            if asleep and "futex" not in wchan.read():
-                return
-        pause.wait(0.002)
-    raise AssertionError("the thread never slept")
 
 
 def test_loop_ends_when_its_stream_is_closed(pair: tuple[UdStream, UdStream]) -> None:

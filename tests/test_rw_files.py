@@ -16,28 +16,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE, beside
 
 from udstream import Shutdown, UdStream, _halves
 
-PATIENCE = 20
+pytestmark = pytest.mark.usefixtures("no_endless_wait")
+
 MODES = ["rwb", "rw"]
 # More than a Unix socket's buffers hold, several times.
 MUCH = 1_000_000
-
-
-@pytest.fixture(autouse=True)
-def no_endless_wait() -> Iterator[None]:
-    """Turn a test that hangs into one that fails."""
-
-    def give_up(*_: object) -> None:
-        raise AssertionError(f"still waiting after {PATIENCE} seconds")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    # Again and again, since closing what hangs may hang as well.
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
@@ -51,28 +38,6 @@ def conversation(
     stream.timeout = timeout
     with theirs, stream.makefile(mode, buffering, **text) as file:
         yield file, theirs
-
-
-@contextmanager
-def threads(*works: Callable[[], object]) -> Iterator[None]:
-    """Run each of the works in a thread beside the block; raise what one of them raised."""
-    errors: list[BaseException] = []
-
-    def run(work: Callable[[], object]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    running = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
-    for thread in running:
-        thread.start()
-    yield
-    for thread in running:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a thread is still waiting"
-    if errors:
-        raise errors[0]
 
 
 def data_for(mode: str, text: str) -> Any:
@@ -158,7 +123,7 @@ def test_request_and_reply_need_no_flush(mode: str, how: str, timeout: float | N
                 assert exactly(theirs, 5) == b"req%d\n" % at
                 theirs.sendall(b"line\n")
 
-        with threads(server):
+        with beside(server):
             for at in range(5):
                 file.write(data_for(mode, f"req{at}\n"))
                 assert reads_for(mode)[how](file) == data_for(mode, "line\n")
@@ -222,7 +187,7 @@ def test_reading_to_the_end_sends_first(mode: str) -> None:
                 theirs.shutdown(socket.SHUT_WR)
 
             file.write(data_for(mode, "bye\n"))
-            with threads(server):
+            with beside(server):
                 result = getattr(file, method)()
         assert data_for(mode, "").join(result if isinstance(result, list) else [result]) == data_for(
             mode, "one\ntwo\n"
@@ -413,7 +378,7 @@ def test_reader_thread_and_writer_thread_do_not_wait_for_each_other(
         got[name] = list(file)
 
     with ours.makefile(mode) as one, theirs.makefile(mode) as other:
-        with threads(
+        with beside(
             lambda: write(one), lambda: read("one", one), lambda: write(other), lambda: read("other", other)
         ):
             pass
@@ -439,7 +404,7 @@ def test_reader_drains_while_a_writer_waits(mode: str, timeout: float | None) ->
             theirs.sendall(data.encode())
             assert exactly(theirs, len(data)).decode() == data
 
-        with threads(write, other_end):
+        with beside(write, other_end):
             stuck.wait()
             for line in data.splitlines(keepends=True):
                 assert file.readline() == data_for(mode, line)
@@ -456,7 +421,7 @@ def test_writer_goes_on_while_a_reader_waits(mode: str) -> None:
             waiting.set()
             lines.append(file.readline())
 
-        with threads(read):
+        with beside(read):
             waiting.wait()
             for at in range(50):
                 file.write(data_for(mode, f"{at}\n"))
@@ -485,7 +450,7 @@ def test_two_threads_keep_every_request_in_order(mode: str) -> None:
             file.flush()
             stream_of(file).shutdown(Shutdown.WRITE)
 
-        with threads(server, write):
+        with beside(server, write):
             for at in range(count):
                 assert file.readline() == data_for(mode, f"reply {at}\n")
             assert not file.readline()
@@ -514,7 +479,7 @@ def test_reader_thread_sends_whatever_moment_it_was_written_at(mode: str) -> Non
 
         sys.setswitchinterval(1e-6)
         try:
-            with threads(other_end, read):
+            with beside(other_end, read):
                 try:
                     for at in range(count):
                         file.write(data_for(mode, f"request {at}\n"))
@@ -541,7 +506,7 @@ def test_one_big_write_arrives_whole(mode: str, timeout: float | None, buffering
             while chunk := theirs.recv(30_011):
                 got.append(chunk)
 
-        with threads(slow):
+        with beside(slow):
             file.write(data_for(mode, "begin\n"))
             assert file.write(data_for(mode, data)) == len(data)
             file.write(data_for(mode, "end\n"))
@@ -562,7 +527,7 @@ def test_reading_does_not_wait_for_a_peer_that_talks_first(mode: str, timeout: f
             theirs.sendall(b"thanks\n")
 
         file.write(data_for(mode, data))
-        with threads(talks_first):
+        with beside(talks_first):
             for line in data.splitlines(keepends=True):
                 assert file.readline() == data_for(mode, line)
             assert file.readline() == data_for(mode, "thanks\n")
@@ -578,7 +543,7 @@ def test_lines_at_hand_do_not_wait_for_a_peer_that_reads_nothing(mode: str) -> N
         file.write(data_for(mode, data))
         assert file.readline() == data_for(mode, "two\n")
         assert file.readline() == data_for(mode, "three\n")
-        with threads(file.flush):
+        with beside(file.flush):
             assert exactly(theirs, len(data)).decode() == data
 
 
@@ -743,7 +708,7 @@ def test_handler_that_raises_neither_doubles_nor_tears(mode: str, timeout: float
         with pytest.raises(Stop):
             file.write(data_for(mode, data))
             file.flush()
-        with threads(lambda: got.append(everything(theirs))):
+        with beside(lambda: got.append(everything(theirs))):
             try:
                 file.write(data_for(mode, "end\n"))
                 file.close()
@@ -796,7 +761,7 @@ def test_pair_of_files_talk_without_a_flush() -> None:
                 assert client.readline() == f"FRAGE {at} ä\n"
             stream_of(client).shutdown(Shutdown.WRITE)
 
-        with threads(serve):
+        with beside(serve):
             ask()
 
 

@@ -23,12 +23,12 @@ from types import FrameType
 from typing import IO, Any
 
 import pytest
+from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 from real import environment, python
 
 import udstream
 from udstream import Shutdown, UdStream
 
-PATIENCE = 20.0
 # More than the kernel holds between the two ends of a connection.
 TOO_MUCH = 1 << 20
 
@@ -52,24 +52,6 @@ def fill(stream: UdStream) -> int:
     return total
 
 
-@contextmanager
-def in_thread(target: Callable[[], object]) -> Iterator[list[object]]:
-    """Run *target* meanwhile; afterwards the list holds what it returned or raised."""
-    result: list[object] = []
-
-    def run() -> None:
-        try:
-            result.append(target())
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield result
-    thread.join(PATIENCE)
-    assert not thread.is_alive(), "the other thread never ended"
-
-
 class Interrupt(Exception):
     """What a signal handler raises."""
 
@@ -81,13 +63,8 @@ def interrupted_after(seconds: float) -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         raise Interrupt
 
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
+    with on_alarm(handler, seconds):
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # --- reading and writing: one system call each ---
@@ -977,15 +954,10 @@ def test_sendfile_through_a_storm_of_signals(pair: tuple[UdStream, UdStream], fo
     """Signals whose handlers return neither end sendfile early nor make it send anything twice."""
     here, there = pair
     hits = []
-    before = signal.signal(signal.SIGALRM, lambda *_: hits.append(None))
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-    try:
+    with on_alarm(lambda *_: hits.append(None), 0.0005, 0.0005):
         with regular(folder, LONG) as file, in_thread(lambda: there.read_exact(len(LONG) * 5)) as result:
             for _ in range(5):
                 assert here.sendfile(file) == len(LONG)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
     assert [LONG * 5] == result
 
@@ -1148,37 +1120,6 @@ BLOCKING_WRITES: dict[str, Callable[[UdStream], object]] = {
 }
 
 
-def wait_until_blocked(thread_id: int, calls: tuple[str, ...] = ("recv", "send", "poll")) -> None:
-    """Wait until the kernel says that the thread is asleep in one of its calls."""
-    poller = threading.Event()
-    for _ in range(int(PATIENCE / 0.002)):
-        with open(f"/proc/self/task/{thread_id}/stat") as stat:
-            if stat.read().rpartition(")")[2].split()[0] == "S":
-                with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
-                    where = wchan.read()
-                if "futex" not in where:
-                    return
-        poller.wait(0.002)
-    raise AssertionError("the thread never blocked")
-
-
-@contextmanager
-def blocked_in(call: Callable[[UdStream], object], stream: UdStream) -> Iterator[list[object]]:
-    """Run *call* in a thread, and go on once it blocks there."""
-    ids: list[int] = []
-    started = threading.Event()
-
-    def target() -> object:
-        ids.append(threading.get_native_id())
-        started.set()
-        return call(stream)
-
-    with in_thread(target) as result:
-        started.wait(PATIENCE)
-        wait_until_blocked(ids[0])
-        yield result
-
-
 @each_timeout
 @pytest.mark.parametrize("name", BLOCKING_CALLS)
 def test_shutdown_ends_a_blocked_read(
@@ -1186,7 +1127,7 @@ def test_shutdown_ends_a_blocked_read(
 ) -> None:
     """shutdown(BOTH) ends a read that another thread is blocked in: the end of file."""
     pair[0].timeout = timeout
-    with blocked_in(BLOCKING_CALLS[name], pair[0]) as result:
+    with blocked_in(lambda: BLOCKING_CALLS[name](pair[0])) as result:
         pair[0].shutdown(Shutdown.BOTH)
 
     if name == "read_exact":
@@ -1204,7 +1145,7 @@ def test_shutdown_ends_a_blocked_write(
     """shutdown(BOTH) ends a write that another thread is blocked in: BrokenPipeError, and no signal."""
     fill(pair[0])
     pair[0].timeout = timeout
-    with blocked_in(BLOCKING_WRITES[name], pair[0]) as result:
+    with blocked_in(lambda: BLOCKING_WRITES[name](pair[0])) as result:
         pair[0].shutdown(Shutdown.BOTH)
 
     assert isinstance(result[0], BrokenPipeError)

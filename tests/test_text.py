@@ -12,12 +12,10 @@ import logging
 import os
 import pickle
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,10 +24,12 @@ from http.client import HTTPResponse
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE, beside
 
 from udstream import Shutdown, UdStream
 
-PATIENCE = 20
+pytestmark = pytest.mark.usefixtures("no_endless_wait")
+
 ENCODINGS = [
     "ascii",
     "utf-8",
@@ -67,21 +67,6 @@ SAMPLES = {
 UNICODE = "ä€日本𝄞ж"
 
 
-@pytest.fixture(autouse=True)
-def no_endless_wait() -> Iterator[None]:
-    """Turn a test that hangs into one that fails."""
-
-    def give_up(*_: object) -> None:
-        raise AssertionError(f"still waiting after {PATIENCE} seconds")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    # Again and again, since closing what hangs may hang as well.
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
 @contextmanager
 def conversation(
     mode: str, buffering: Any = -1, timeout: Any = None, **text: Any
@@ -93,26 +78,6 @@ def conversation(
     stream.timeout = timeout
     with theirs, stream.makefile(mode, buffering, **text) as file:
         yield file, theirs
-
-
-@contextmanager
-def beside(work: Callable[[], object]) -> Iterator[None]:
-    """Run *work* in a thread beside the block; raise what it raised."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    yield
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
-    if errors:
-        raise errors[0]
 
 
 def stream_of(file: Any) -> UdStream:

@@ -21,11 +21,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm, wait_until_asleep
 
 import udstream
 from udstream import Shutdown, UdStream, _timing, _waiting
 
-PATIENCE = 20.0
 TOO_MUCH = 1 << 20
 SHORT = 0.05
 
@@ -60,33 +60,8 @@ def storm(interval: float = 0.002, at_most: float = 5.0) -> Iterator[list[None]]
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise AssertionError("the signals have lengthened the wait")
 
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, interval, interval)
-    try:
+    with on_alarm(handler, interval, interval):
         yield hits
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextmanager
-def in_thread(target: Callable[[], object]) -> Iterator[list[object]]:
-    """Run *target* meanwhile; afterwards the list holds what it returned or raised."""
-    result: list[object] = []
-
-    def run() -> None:
-        try:
-            result.append(target())
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield result
-    finally:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "the other thread never ended"
 
 
 READS: dict[str, Callable[[UdStream], object]] = {
@@ -401,21 +376,12 @@ def test_two_threads_wait_at_once(pair: tuple[UdStream, UdStream]) -> None:
     """Two threads may wait for the same stream: each gets what comes for one, or times out by itself."""
     here, there = pair
     here.timeout = PATIENCE
-    ids: list[int] = []
 
     def read() -> bytes | None:
-        ids.append(threading.get_native_id())
         return here.read(1)
 
-    with in_thread(read) as one:
-        while len(ids) < 1:
-            pass
-        wait_until_asleep(ids[0])
-        with in_thread(read) as two:
-            while len(ids) < 2:
-                pass
-            wait_until_asleep(ids[1])
-            there.write(b"ab")
+    with blocked_in(read) as one, blocked_in(read) as two:
+        there.write(b"ab")
     assert sorted([*one, *two]) == [b"a", b"b"]  # type: ignore[type-var]
 
     here.timeout = 0.3
@@ -441,19 +407,6 @@ def options(fd: int) -> tuple[bool, bytes, bytes]:
 UNTOUCHED = (True, bytes(16), bytes(16))
 
 
-def wait_until_asleep(thread_id: int) -> None:
-    """Wait until the kernel says that the thread is asleep, and not for Python's own lock."""
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.002)):
-        with open(f"/proc/self/task/{thread_id}/stat") as stat:
-            asleep = stat.read().rpartition(")")[2].split()[0] == "S"
-        with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
-            if asleep and "futex" not in wchan.read():
-                return
-        pause.wait(0.002)
-    raise AssertionError("the thread never slept")
-
-
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "buffered"])
 def test_no_duplicate_notices(pair: tuple[UdStream, UdStream], name: str) -> None:
     """Before, during and after a timed wait a duplicate of the fd sees no O_NONBLOCK and no SO_*TIMEO."""
@@ -462,16 +415,7 @@ def test_no_duplicate_notices(pair: tuple[UdStream, UdStream], name: str) -> Non
     try:
         pair[0].timeout = 0.1
         assert options(duplicate) == UNTOUCHED
-        ids: list[int] = []
-
-        def target() -> object:
-            ids.append(threading.get_native_id())
-            return call()
-
-        with in_thread(target) as result:
-            while not ids:
-                pass
-            wait_until_asleep(ids[0])
+        with blocked_in(call) as result:
             seen = options(duplicate)
         assert isinstance(result[0], TimeoutError)
         assert seen == UNTOUCHED
@@ -649,17 +593,11 @@ def test_connect_times_out_on_a_full_backlog(folder: Path, kind: str, stormy: bo
 
 def test_one_late_signal_does_not_lengthen_a_connect(folder: Path) -> None:
     """A signal shortly before a connect's time is up leaves it only what is left of that."""
-    before = signal.signal(signal.SIGALRM, lambda *_: None)
-    try:
-        with clogged(folder / "s"):
-            began = time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, 0.7)
-            with pytest.raises(TimeoutError):
-                UdStream.connect(folder / "s", timeout=0.75)
-            took = time.monotonic() - began
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with clogged(folder / "s"):
+        began = time.monotonic()
+        with on_alarm(lambda *_: None, 0.7), pytest.raises(TimeoutError):
+            UdStream.connect(folder / "s", timeout=0.75)
+        took = time.monotonic() - began
 
     # Waiting anew would take 1.45 seconds.
     assert 0.7 <= took < 1.35
@@ -671,16 +609,10 @@ def test_tiny_timeouts_of_a_connect(folder: Path) -> None:
     def handler(number: int, frame: FrameType | None) -> None:
         raise AssertionError("it waits for ever")
 
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE / 4)
-    try:
-        with clogged(folder / "s"):
-            for nanoseconds in range(50, 1500, 25):
-                with pytest.raises(TimeoutError):
-                    UdStream.connect(folder / "s", timeout=nanoseconds * 1e-9)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with on_alarm(handler, PATIENCE / 4), clogged(folder / "s"):
+        for nanoseconds in range(50, 1500, 25):
+            with pytest.raises(TimeoutError):
+                UdStream.connect(folder / "s", timeout=nanoseconds * 1e-9)
 
 
 def test_open_times_out_on_a_full_backlog(folder: Path) -> None:
@@ -838,17 +770,8 @@ def test_timeout_while_another_thread_closes(pair: tuple[UdStream, UdStream]) ->
     """A timed call whose stream another thread closes ends by itself, at its time, and touches no other fd."""
     here, _ = pair
     here.timeout = 0.2
-    ids: list[int] = []
-
-    def target() -> object:
-        ids.append(threading.get_native_id())
-        return here.read(10)
-
     fd = here.fileno()
-    with in_thread(target) as result:
-        while not ids:
-            pass
-        wait_until_asleep(ids[0])
+    with blocked_in(lambda: here.read(10)) as result:
         here.close()
         # Whoever gets the number next is not read from.
         one, other = socket.socketpair()
@@ -1043,12 +966,6 @@ def test_the_error_of_a_handler_while_an_answer_is_waited_for(
     def handler(number: int, frame: FrameType | None) -> None:
         raise RuntimeError("a signal's handler")
 
-    before = signal.signal(signal.SIGALRM, handler)
     here.write(b"x")
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.001)
-        with pytest.raises(RuntimeError, match="handler"):
-            here.readinto(bytearray(1))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with on_alarm(handler, 0.001), pytest.raises(RuntimeError, match="handler"):
+        here.readinto(bytearray(1))

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from meanwhile import is_asleep
+
 PATIENCE = 20.0
 
 
@@ -63,11 +65,8 @@ def wait_until_asleep(thread_id: int, unless: threading.Event | None = None) -> 
     pause = unless or threading.Event()
     for _ in range(int(PATIENCE / 0.001)):
         try:
-            with open(f"/proc/self/task/{thread_id}/stat") as stat:
-                asleep = stat.read().rpartition(")")[2].split()[0] == "S"
-            with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
-                if asleep and "futex" not in wchan.read():
-                    return
+            if is_asleep(thread_id):
+                return
         except (FileNotFoundError, ProcessLookupError):
             return
         if pause.wait(0.001):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from meanwhile import no_collecting
 
 from udstream import Shutdown, UdStream, ancillary
 
@@ -66,16 +65,6 @@ READS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@contextmanager
-def collector_off() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 @pytest.mark.parametrize("nonblocking", [False, True])
 @pytest.mark.parametrize(
     ("mode", "how"),
@@ -98,7 +87,7 @@ def test_file_that_timed_out_is_closed_as_it_is_dropped(mode: str, how: str, non
         except (TimeoutError, BlockingIOError):
             pass
 
-    with theirs, collector_off():
+    with theirs, no_collecting():
         with pytest.warns(ResourceWarning, match="unclosed"):
             use()
         assert theirs.recv(1) == b""

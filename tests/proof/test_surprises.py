@@ -13,12 +13,13 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from meanwhile import no_collecting
 
 import udstream
 from udstream import FileDescriptors, UdStream, UdStreamListener, ancillary
@@ -145,17 +146,6 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def without_the_collector() -> Iterator[None]:
-    """References alone decide what lives."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 # What is made, used and dropped, with all that led to it; each returns its descriptors.
@@ -342,7 +332,7 @@ DROPS: dict[str, Drop] = {
 @pytest.mark.parametrize("name", DROPS)
 def test_gone_with_the_last_reference(name: str, folder: Path) -> None:
     """What is dropped is closed at once, also after a failure: nothing waits for the garbage collector."""
-    with without_the_collector():
+    with no_collecting():
         fds = DROPS[name](folder)
         left = [fd for fd in fds if _is_open(fd)]
 

@@ -1,0 +1,113 @@
+"""What goes on while a test does something: threads beside it, alarms, and no collector of cycles."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Every wait is bounded by this, many times what the slowest of them takes.
+PATIENCE = 20.0
+
+
+@contextmanager
+def in_thread(work: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Run *work* meanwhile; after the block the list holds what it returned or raised."""
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield result
+    finally:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the other thread never ended"
+
+
+@contextmanager
+def blocked_in(call: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Like `in_thread`, but the block begins once *call* waits in the kernel."""
+    ids: list[int] = []
+    started = threading.Event()
+
+    def work() -> Any:
+        ids.append(threading.get_native_id())
+        started.set()
+        return call()
+
+    with in_thread(work) as result:
+        assert started.wait(PATIENCE), "the other thread never began"
+        wait_until_asleep(ids[0])
+        yield result
+
+
+@contextmanager
+def beside(*works: Callable[[], object]) -> Iterator[None]:
+    """Run each of the works in a thread beside the block; raise what one of them raised."""
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    running = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
+    for thread in running:
+        thread.start()
+    yield
+    for thread in running:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "a thread is still waiting"
+    if errors:
+        raise errors[0]
+
+
+def is_asleep(thread_id: int) -> bool:
+    """Whether the kernel says that the thread is asleep, and not for a lock of Python's."""
+    with open(f"/proc/self/task/{thread_id}/stat") as stat:
+        asleep = stat.read().rpartition(")")[2].split()[0] == "S"
+    with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
+        return asleep and "futex" not in wchan.read()
+
+
+def wait_until_asleep(thread_id: int) -> None:
+    """Wait until the thread, which is there, is asleep in the kernel."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE / 0.002)):
+        if is_asleep(thread_id):
+            return
+        pause.wait(0.002)
+    raise AssertionError("the thread never slept")
+
+
+@contextmanager
+def on_alarm(handler: Callable[..., Any], seconds: float, again: float = 0) -> Iterator[None]:
+    """Have *handler* run by SIGALRM, in this, the main thread: once, or then every *again* seconds."""
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds, again)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def no_collecting() -> Iterator[None]:
+    """References alone decide what lives."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
