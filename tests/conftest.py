@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from meanwhile import PATIENCE, on_alarm
 
+from udstream import UdStream
+
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_can_be_ended() -> None:
@@ -34,6 +36,14 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="uds-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[UdStream, UdStream]]:
+    """Two connected streams, closed after the test."""
+    one, other = UdStream.pair()
+    with one, other:
+        yield one, other
 
 
 def open_fds() -> dict[int, str]:

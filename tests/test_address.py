@@ -14,24 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from connections import listening
+from meanwhile import PATIENCE
 from real import environment, python
 
 from udstream import UdSocketPath, UdStream, _csocket
 
 if TYPE_CHECKING:
     from udstream.address import SocketPath
-
-PATIENCE = 20.0
-
-
-@contextmanager
-def listening(sockaddr: str | bytes) -> Iterator[socket.socket]:
-    """A plain socket that listens on what the kernel is to be told."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(PATIENCE)
-        listener.bind(sockaddr)
-        listener.listen()
-        yield listener
 
 
 def reaches(listener: socket.socket, path: SocketPath) -> None:

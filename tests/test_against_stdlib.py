@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from connections import listening
 from meanwhile import PATIENCE, in_thread
 
 import udstream
@@ -222,10 +223,7 @@ THROUGH: dict[str, Callable[[UdStream], Any]] = {
 @pytest.fixture(params=THROUGH)
 def served(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     """The path of a server over a stream, for one client."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(PATIENCE)
-        listener.bind(str(folder / "s"))
-        listener.listen()
+    with listening(folder / "s") as listener:
         with in_thread(lambda: serve_one(listener, THROUGH[request.param])) as result:
             yield str(folder / "s")
         assert result == [None]

@@ -7,10 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import connections
 import pytest
+from connections import data_for, everything, here, stream_of
 from meanwhile import PATIENCE
 
 from udstream import UdStream
@@ -21,43 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_endless_wait")
 MOMENT = 0.001
 MESSAGE = "eins\nzwö日\n\nvier"
 
-
-@contextmanager
-def conversation(
-    mode: str, buffering: Any = -1, timeout: Any = MOMENT, **text: Any
-) -> Iterator[tuple[Any, socket.socket]]:
-    """A file over a stream, and the other end as a plain socket that never waits for ever."""
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(PATIENCE)
-    stream = UdStream.from_socket(ours)
-    stream.timeout = timeout
-    with theirs, stream.makefile(mode, buffering, **text) as file:
-        yield file, theirs
-
-
-def data_for(mode: str, text: str) -> Any:
-    """The text as what a file of this mode reads and writes."""
-    return text.encode() if "b" in mode else text
-
-
-def stream_of(file: Any) -> UdStream:
-    """The stream under a file."""
-    if isinstance(file, UdStream):
-        return file
-    stream = file.raw if hasattr(file, "raw") else file.buffer.raw
-    assert isinstance(stream, UdStream)
-    return stream
-
-
-def here(theirs: socket.socket) -> bytes:
-    """What has arrived by now."""
-    theirs.setblocking(False)
-    try:
-        return theirs.recv(1 << 20)
-    except BlockingIOError:
-        return b""
-    finally:
-        theirs.settimeout(PATIENCE)
+# Here a stream has a timeout unless a test says otherwise.
+conversation = partial(connections.conversation, timeout=MOMENT)
 
 
 def into(method: str, size: int) -> Callable[[Any], Any]:
@@ -365,7 +333,7 @@ def test_read_takes_no_longer_than_the_timeout(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["rwb", "rw"])
 def test_request_that_cannot_be_sent_lets_the_read_time_out(mode: str) -> None:
     """A peer that neither reads nor talks: the read times out, and the request is sent whole later on."""
-    with conversation(mode, 2_000_000, 0.01) as (file, theirs):
+    with conversation(mode, 2_000_000, timeout=0.01) as (file, theirs):
         request = "".join(f"{at:08d}\n" for at in range(100_000))
         file.write(data_for(mode, request))
         for _ in range(3):
@@ -461,7 +429,7 @@ def test_encoded_writes_through_timeouts(mode: str, encoding: str) -> None:
 @pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
 def test_flush_that_got_halfway_goes_on_from_there(mode: str) -> None:
     """A flush that waits, sends some more, and then times out: what it sent is not sent again."""
-    with conversation(mode, 2_000_000, 0.05) as (file, theirs):
+    with conversation(mode, 2_000_000, timeout=0.05) as (file, theirs):
         text = "".join(f"{at:08d}\n" for at in range(100_000))
         file.write(data_for(mode, text))
         arrived = bytearray()
@@ -477,7 +445,7 @@ def test_flush_that_got_halfway_goes_on_from_there(mode: str) -> None:
                 file.flush()
         reader.join()
         stream_of(file).timeout = None
-        reader = threading.Thread(target=lambda: arrived.extend(iter_all(theirs)))
+        reader = threading.Thread(target=lambda: arrived.extend(everything(theirs)))
         reader.start()
         file.close()
         reader.join()
@@ -533,7 +501,7 @@ def test_reads_and_writes_through_timeouts(mode: str) -> None:
                     except TimeoutError:
                         continue
                     going.append(text)
-            reader = threading.Thread(target=lambda: arrived.extend(iter_all(theirs)))  # noqa: B023
+            reader = threading.Thread(target=lambda: arrived.extend(everything(theirs)))  # noqa: B023
             reader.start()
             stream_of(file).timeout = None
             file.close()
@@ -541,11 +509,6 @@ def test_reads_and_writes_through_timeouts(mode: str) -> None:
         assert got == [data_for(mode, line.decode()) for line in to_come]
         same = arrived.decode() == "".join(going)
         assert same, f"seed {seed}"
-
-
-def iter_all(theirs: socket.socket) -> bytes:
-    """All that arrives up to the end of file."""
-    return b"".join(iter(lambda: theirs.recv(1 << 20), b""))
 
 
 # --- nonblocking ---
@@ -642,7 +605,7 @@ def test_nonblocking_write_counts_what_it_took(mode: str) -> None:
             except BlockingIOError:
                 arrived += theirs.recv(100_000)
         file.close()
-        arrived += iter_all(theirs)
+        arrived += everything(theirs)
     assert refusals
     same = arrived == taken
     assert same
@@ -665,7 +628,7 @@ def test_nonblocking_conversation(mode: str) -> None:
         assert file.readline() == b"reply\n"
         stream.set_nonblocking(False)
         arrived = bytearray()
-        reader = threading.Thread(target=lambda: arrived.extend(iter_all(theirs)))
+        reader = threading.Thread(target=lambda: arrived.extend(everything(theirs)))
         reader.start()
         file.close()
         reader.join()

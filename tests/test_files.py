@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from connections import conversation, data_for, ends, everything, here, listening, stream_of
 from meanwhile import PATIENCE, no_collecting
 
 import udstream
@@ -73,65 +74,8 @@ NO_MODES = [
 ]
 
 
-def ends(timeout: Any = None) -> tuple[Any, socket.socket]:
-    """A stream, and the other end of its connection as a plain socket that never waits for ever."""
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(PATIENCE)
-    stream = UdStream.from_socket(ours)
-    stream.timeout = timeout
-    return stream, theirs
-
-
-@contextmanager
-def conversation(
-    mode: str, buffering: Any = -1, timeout: Any = None, **text: Any
-) -> Iterator[tuple[Any, socket.socket]]:
-    """A file over a stream, and the other end."""
-    stream, theirs = ends(timeout)
-    with theirs, stream.makefile(mode, buffering, **text) as file:
-        yield file, theirs
-
-
-@contextmanager
-def server(where: str | bytes) -> Iterator[socket.socket]:
-    """A plain listening socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        listening.bind(where)
-        listening.listen()
-        listening.settimeout(PATIENCE)
-        yield listening
-
-
-def everything(theirs: socket.socket) -> bytes:
-    """All that arrives up to the end of file."""
-    return b"".join(iter(lambda: theirs.recv(1 << 16), b""))
-
-
-def here(theirs: socket.socket) -> bytes:
-    """What has arrived by now."""
-    theirs.setblocking(False)
-    try:
-        return theirs.recv(1 << 20)
-    except BlockingIOError:
-        return b""
-    finally:
-        theirs.settimeout(PATIENCE)
-
-
 # Without their overloads, since most of what is tried here is wrong.
 open_any: Any = udstream.open
-
-
-def data_for(mode: str, text: str) -> Any:
-    """The text as what a file of this mode reads and writes."""
-    return text.encode() if "b" in mode else text
-
-
-def raw_of(file: Any) -> UdStream:
-    """The stream under a file of any kind."""
-    stream = file if isinstance(file, UdStream) else file.raw if hasattr(file, "raw") else file.buffer.raw
-    assert isinstance(stream, UdStream)
-    return stream
 
 
 # --- modes ---
@@ -150,8 +94,8 @@ def test_mode_says_directions_and_kind(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_open_takes_the_same_modes(folder: Path, mode: str) -> None:
     """`open` knows the modes that `makefile` knows, and its file goes the same ways."""
-    with server(str(folder / "s")) as listening, open_any(folder / "s", mode) as file:
-        with listening.accept()[0] as theirs:
+    with listening(folder / "s") as listener, open_any(folder / "s", mode) as file:
+        with listener.accept()[0] as theirs:
             theirs.sendall(b"hello\n")
             if file.readable():
                 assert file.readline() == data_for(mode, "hello\n")
@@ -233,7 +177,7 @@ def test_unbuffered_is_the_stream_itself(folder: Path, mode: str) -> None:
     stream, theirs = ends()
     with theirs, stream:
         assert stream.makefile(mode, 0) is stream
-    with server(str(folder / "s")), open_any(folder / "s", mode, 0) as file:
+    with listening(folder / "s"), open_any(folder / "s", mode, 0) as file:
         assert type(file) is UdStream
 
 
@@ -261,7 +205,7 @@ def test_line_buffering_in_binary_warns_and_is_the_default(folder: Path, mode: s
             if file.writable():
                 file.write(b"line\n")
                 assert here(theirs) == b""
-    with server(str(folder / "s")):
+    with listening(folder / "s"):
         with pytest.warns(RuntimeWarning, match="line buffering") as caught:
             file = open_any(folder / "s", mode, 1)
         assert [warning.filename for warning in caught] == [__file__]
@@ -271,11 +215,11 @@ def test_line_buffering_in_binary_warns_and_is_the_default(folder: Path, mode: s
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_warning_that_is_an_error_leaks_nothing(folder: Path) -> None:
     """When the warning for `buffering=1` is made an exception, `open` leaves no connection behind."""
-    with server(str(folder / "s")) as listening:
+    with listening(folder / "s") as listener:
         with pytest.raises(RuntimeWarning):
             open_any(folder / "s", "rb", 1)
-        if select_readable(listening):
-            with listening.accept()[0] as theirs:
+        if select_readable(listener):
+            with listener.accept()[0] as theirs:
                 assert everything(theirs) == b""
     stream, theirs = ends()
     with theirs, stream:
@@ -410,11 +354,11 @@ def test_nonblocking_stream_is_not_wrapped_in_text() -> None:
 
 def test_open_by_default_reads_text(folder: Path) -> None:
     """`open(path)` is text, for reading, in the locale's encoding, strict, as the builtin's."""
-    with server(str(folder / "s")) as listening, open_any(str(folder / "s")) as file:
+    with listening(folder / "s") as listener, open_any(str(folder / "s")) as file:
         assert (file.mode, file.readable(), file.writable()) == ("r", True, False)
         assert file.encoding.lower() == locale.getpreferredencoding(False).lower()
         assert (file.errors, file.newlines, file.line_buffering) == ("strict", None, False)
-        with listening.accept()[0] as theirs:
+        with listener.accept()[0] as theirs:
             theirs.sendall(b"line\r\n")
         assert file.read() == "line\n"
         assert file.newlines == "\r\n"
@@ -435,8 +379,8 @@ def test_open_takes_every_kind_of_path(folder: Path, kind: str) -> None:
         "namespaced": (UdSocketPath.namespaced(name), b"\0" + name),
     }
     where, bound = kinds[kind]
-    with server(bound) as listening, open_any(where, "rw", encoding="ascii") as file:
-        with listening.accept()[0] as theirs:
+    with listening(bound) as listener, open_any(where, "rw", encoding="ascii") as file:
+        with listener.accept()[0] as theirs:
             theirs.sendall(b"PONG\n")
             file.write("PING\n")
             assert file.readline() == "PONG\n"
@@ -445,7 +389,7 @@ def test_open_takes_every_kind_of_path(folder: Path, kind: str) -> None:
 
 def test_arguments_of_open_by_position(folder: Path) -> None:
     """path, mode, buffering, encoding, errors and newline go by position, timeout by keyword only."""
-    with server(str(folder / "s")), open_any(folder / "s", "w", 1, "latin-1", "replace", "\r\n") as file:
+    with listening(folder / "s"), open_any(folder / "s", "w", 1, "latin-1", "replace", "\r\n") as file:
         assert (file.encoding, file.errors, file.line_buffering) == ("latin-1", "replace", True)
     with pytest.raises(TypeError):
         open_any(folder / "s", "w", 1, "latin-1", "replace", "\r\n", 1.0)
@@ -454,14 +398,14 @@ def test_arguments_of_open_by_position(folder: Path) -> None:
 @pytest.mark.parametrize("mode", ORDINARY)
 def test_timeout_of_open_is_the_streams(folder: Path, mode: str) -> None:
     """`timeout=` stays the stream's after the connecting, and holds for the file's calls."""
-    with server(str(folder / "s")) as listening, open_any(folder / "s", mode, timeout=0.01) as file:
-        with listening.accept()[0]:
-            assert raw_of(file).timeout == 0.01
+    with listening(folder / "s") as listener, open_any(folder / "s", mode, timeout=0.01) as file:
+        with listener.accept()[0]:
+            assert stream_of(file).timeout == 0.01
             if file.readable():
                 with pytest.raises(TimeoutError):
                     file.readline()
-    with server(str(folder / "t")), open_any(folder / "t", mode) as file:
-        assert raw_of(file).timeout is None
+    with listening(folder / "t"), open_any(folder / "t", mode) as file:
+        assert stream_of(file).timeout is None
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.0, float("nan")])
@@ -498,7 +442,7 @@ def test_kind_of_object(mode: str, timeout: float | None) -> None:
     with conversation(mode, timeout=timeout) as (file, _):
         assert isinstance(file, io.BufferedIOBase) is ("b" in mode)
         assert isinstance(file, io.TextIOBase) is ("b" not in mode)
-        for level in (file, raw_of(file), *([] if "b" in mode else [file.buffer])):
+        for level in (file, stream_of(file), *([] if "b" in mode else [file.buffer])):
             assert isinstance(level, io.IOBase) and not isinstance(level, seekable)
         if "b" not in mode:
             assert isinstance(file.buffer, io.BufferedIOBase)
@@ -531,7 +475,7 @@ def test_is_no_terminal_and_does_not_seek(mode: str) -> None:
 def test_repr_names_mode_and_stream(mode: str) -> None:
     """`repr` shows the kind, the mode and the stream, also of a closed file."""
     with conversation(mode) as (file, _):
-        assert repr(mode) in repr(file) and repr(raw_of(file)) in repr(file)
+        assert repr(mode) in repr(file) and repr(stream_of(file)) in repr(file)
     assert "closed" in repr(file)
 
 
@@ -683,7 +627,7 @@ def test_closed_file_refuses_every_call(mode: str, timeout: float | None) -> Non
 def test_file_whose_stream_was_closed_takes_nothing(mode: str) -> None:
     """After the stream itself was closed, a write is a `ValueError`, not data that is silently lost."""
     with conversation(mode) as (file, _):
-        raw_of(file).close()
+        stream_of(file).close()
         with pytest.raises(ValueError, match="closed"):
             file.write(data_for(mode, "x"))
         with pytest.raises(ValueError, match="closed"):
@@ -755,11 +699,11 @@ def test_dropped_file_sends_closes_and_warns(mode: str, timeout: float | None, b
 @pytest.mark.parametrize("mode", ORDINARY)
 def test_dropped_file_of_open_names_its_path(folder: Path, mode: str) -> None:
     """The warning for a dropped file of `open` names the path."""
-    with server(str(folder / "s")) as listening:
+    with listening(folder / "s") as listener:
         with warnings_of_dropping() as messages:
             open_any(folder / "s", mode)
         assert len(messages) == 1 and str(folder / "s") in messages[0] and repr(mode) in messages[0]
-        with listening.accept()[0] as theirs:
+        with listener.accept()[0] as theirs:
             assert everything(theirs) == b""
 
 
@@ -788,7 +732,7 @@ path, mode = sys.argv[1:]
 file = udstream.open(path, mode)
 file.write(b"last words" if "b" in mode else "last words")
 """
-    with server(str(folder / "s")) as listening:
+    with listening(folder / "s") as listener:
         done = subprocess.run(
             [sys.executable, "-W", "always", "-c", program, str(folder / "s"), mode],
             capture_output=True,
@@ -797,7 +741,7 @@ file.write(b"last words" if "b" in mode else "last words")
             env={**os.environ, "PYTHONPATH": str(Path(udstream.__file__).parent.parent)},
         )
         assert done.returncode == 0, done.stderr
-        with listening.accept()[0] as theirs:
+        with listener.accept()[0] as theirs:
             assert everything(theirs) == b"last words"
     assert done.stderr.count("ResourceWarning") == 1 and str(folder / "s") in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr
@@ -829,7 +773,7 @@ def test_dropped_file_goes_at_once(mode: str) -> None:
                     break
             if "b" not in mode:
                 assert file.buffer
-            stream = weakref.ref(raw_of(file))
+            stream = weakref.ref(stream_of(file))
         del file
         assert stream() is None
 

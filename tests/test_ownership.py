@@ -13,35 +13,17 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from connections import listening
 from meanwhile import PATIENCE, wait_until_asleep
 from real import environment, python
 
 import udstream
 from udstream import Shutdown, UdStream
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[UdStream, UdStream]]:
-    """Two connected streams, closed after the test."""
-    one, other = UdStream.pair()
-    with one, other:
-        yield one, other
-
-
-@contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """A plain socket that listens."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        listener.settimeout(PATIENCE)
-        yield listener
 
 
 def is_open(fd: int) -> bool:

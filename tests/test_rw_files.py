@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from connections import conversation, data_for, everything, here, stream_of
 from meanwhile import PATIENCE, beside
 
 from udstream import Shutdown, UdStream, _halves
@@ -27,53 +28,12 @@ MODES = ["rwb", "rw"]
 MUCH = 1_000_000
 
 
-@contextmanager
-def conversation(
-    mode: str, buffering: Any = -1, timeout: Any = None, **text: Any
-) -> Iterator[tuple[Any, socket.socket]]:
-    """A file over a stream, and the other end as a plain socket that never waits for ever."""
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(PATIENCE)
-    stream = UdStream.from_socket(ours)
-    stream.timeout = timeout
-    with theirs, stream.makefile(mode, buffering, **text) as file:
-        yield file, theirs
-
-
-def data_for(mode: str, text: str) -> Any:
-    """The text as what a file of this mode reads and writes."""
-    return text.encode() if "b" in mode else text
-
-
-def stream_of(file: Any) -> UdStream:
-    """The stream under a file."""
-    stream = file.raw if hasattr(file, "raw") else file.buffer.raw
-    assert isinstance(stream, UdStream)
-    return stream
-
-
-def here(theirs: socket.socket) -> bytes:
-    """What has arrived by now."""
-    theirs.setblocking(False)
-    try:
-        return theirs.recv(1 << 20)
-    except BlockingIOError:
-        return b""
-    finally:
-        theirs.settimeout(PATIENCE)
-
-
 def exactly(theirs: socket.socket, count: int) -> bytes:
     """That many bytes of what arrives, or fewer at the end of file."""
     got = bytearray()
     while len(got) < count and (chunk := theirs.recv(min(count - len(got), 1 << 16))):
         got += chunk
     return bytes(got)
-
-
-def everything(theirs: socket.socket) -> bytes:
-    """All that arrives up to the end of file."""
-    return b"".join(iter(lambda: theirs.recv(1 << 16), b""))
 
 
 def numbered(count: int, width: int = 20) -> str:

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import IO, Any
 
 import pytest
+from connections import fill
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 from real import environment, python
 
@@ -31,25 +32,6 @@ from udstream import Shutdown, UdStream
 
 # More than the kernel holds between the two ends of a connection.
 TOO_MUCH = 1 << 20
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[UdStream, UdStream]]:
-    """Two connected streams, closed after the test."""
-    one, other = UdStream.pair()
-    with one, other:
-        yield one, other
-
-
-def fill(stream: UdStream) -> int:
-    """Write until the kernel takes no more, and return how many bytes it took."""
-    was = stream.is_nonblocking()
-    stream.set_nonblocking(True)
-    total = 0
-    while (count := stream.write(bytes(4096))) is not None:
-        total += count
-    stream.set_nonblocking(was)
-    return total
 
 
 class Interrupt(Exception):

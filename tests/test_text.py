@@ -18,12 +18,12 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.client import HTTPResponse
 from typing import Any
 
 import pytest
+from connections import conversation, everything, here, stream_of
 from meanwhile import PATIENCE, beside
 
 from udstream import Shutdown, UdStream
@@ -65,42 +65,6 @@ SAMPLES = {
     "koi8-r": "Привет",
 }
 UNICODE = "ä€日本𝄞ж"
-
-
-@contextmanager
-def conversation(
-    mode: str, buffering: Any = -1, timeout: Any = None, **text: Any
-) -> Iterator[tuple[Any, socket.socket]]:
-    """A file over a stream, and the other end as a plain socket that never waits for ever."""
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(PATIENCE)
-    stream = UdStream.from_socket(ours)
-    stream.timeout = timeout
-    with theirs, stream.makefile(mode, buffering, **text) as file:
-        yield file, theirs
-
-
-def stream_of(file: Any) -> UdStream:
-    """The stream under a file."""
-    stream = file.raw if hasattr(file, "raw") else file.buffer.raw
-    assert isinstance(stream, UdStream)
-    return stream
-
-
-def here(theirs: socket.socket) -> bytes:
-    """What has arrived by now."""
-    theirs.setblocking(False)
-    try:
-        return theirs.recv(1 << 20)
-    except BlockingIOError:
-        return b""
-    finally:
-        theirs.settimeout(PATIENCE)
-
-
-def everything(theirs: socket.socket) -> bytes:
-    """All that arrives up to the end of file."""
-    return b"".join(iter(lambda: theirs.recv(1 << 16), b""))
 
 
 def through_a_pipe(write: Callable[[Any], object], mode: str = "w", **text: Any) -> bytes:

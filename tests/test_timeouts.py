@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from connections import fill, listening
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm, wait_until_asleep
 
 import udstream
@@ -28,24 +29,6 @@ from udstream import Shutdown, UdStream, _timing, _waiting
 
 TOO_MUCH = 1 << 20
 SHORT = 0.05
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[UdStream, UdStream]]:
-    """Two connected streams, closed after the test."""
-    one, other = UdStream.pair()
-    with one, other:
-        yield one, other
-
-
-def fill(stream: UdStream) -> int:
-    """Write until the kernel takes no more, and return how many bytes it took."""
-    stream.set_nonblocking(True)
-    total = 0
-    while (count := stream.write(bytes(4096))) is not None:
-        total += count
-    stream.set_nonblocking(False)
-    return total
 
 
 @contextmanager
@@ -527,16 +510,6 @@ def test_none_is_for_ever(pair: tuple[UdStream, UdStream]) -> None:
 
 
 # --- connecting ---
-
-
-@contextmanager
-def listening(path: Path, backlog: int = 8) -> Iterator[socket.socket]:
-    """A plain socket that listens."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(backlog)
-        listener.settimeout(PATIENCE)
-        yield listener
 
 
 @contextmanager
