@@ -12,13 +12,14 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
+from meanwhile import PATIENCE
 
 import udstream
 from udstream import UdStream, UdStreamListener, _platform, ancillary
@@ -29,9 +30,6 @@ UID, GID = 54321, 54320
 HIGHEST = 2**32 - 2
 NONE = 2**32 - 1
 OVERFLOW = 65534
-
-# Each wait ends by then: a child dies of its alarm, and its end of the socket with it.
-PATIENCE = 20
 
 linux = pytest.mark.skipif(not _platform.LINUX, reason="these options are Linux's")
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has children under other users")
@@ -62,36 +60,20 @@ def listening(path: Path, **options: Any) -> Iterator[UdStreamListener]:
         yield listener
 
 
-@contextmanager
 def child(
     run: Callable[[], object],
     *,
     uid: int | None = None,
     gid: int | None = None,
     groups: list[int] | None = None,
-) -> Iterator[int]:
+) -> AbstractContextManager[int]:
     """A forked child that runs *run* as another user; the test fails with it."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(PATIENCE)
-            become(uid, gid, groups)
-            run()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-    try:
-        yield pid
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, "the child failed"
+
+    def work() -> None:
+        become(uid, gid, groups)
+        run()
+
+    return children.child(work)
 
 
 def become(uid: int | None, gid: int | None, groups: list[int] | None) -> None:

@@ -16,21 +16,18 @@ import struct
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from meanwhile import on_alarm
+from children import child, forked
+from meanwhile import PATIENCE, on_alarm
 
 import udstream
 from udstream import UdStream, UdStreamListener, _platform, ancillary
 from udstream.ancillary import FileDescriptors
-
-# Each wait ends by then: a child dies of its alarm, and its end of the socket with it.
-PATIENCE = 20
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted in /proc")
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has children under other users")
@@ -57,31 +54,6 @@ def flat() -> Iterator[None]:
     before = fd_count()
     yield
     assert fd_count() == before
-
-
-@contextmanager
-def child(run: Callable[[], object]) -> Iterator[int]:
-    """A forked child that runs *run*; the test fails with it."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(PATIENCE)
-            run()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-    try:
-        yield pid
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, "the child failed"
 
 
 class Canary:
@@ -619,11 +591,7 @@ def test_a_peer_that_dies_in_a_message(pair: Pair, how: str) -> None:
         lambda: other.recv_fds(100),
         lambda: by_recv_ancillary(other, 100),
     ):
-        pid = os.fork()
-        if pid == 0:
-            signal.alarm(PATIENCE)
-            run()
-        os.waitpid(pid, 0)
+        os.waitpid(forked(run), 0)
         with flat():
             data, fds = receive()
             assert len(fds) == 2

@@ -8,7 +8,6 @@ import gc
 import os
 import random
 import resource
-import signal
 import socket
 import struct
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import forked
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 
 from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener
@@ -47,22 +47,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-def child(work: Callable[[], object]) -> int:
-    """Fork a process that does *work* and exits with 0, or with 1 when it raises; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        signal.alarm(int(PATIENCE))
-        work()
-        status = 0
-    except BaseException as error:
-        os.write(2, f"child: {error!r}\n".encode())
-    finally:
-        os._exit(status)
 
 
 # --- addresses ---
@@ -449,7 +433,7 @@ def test_processes_that_want_one_connection(folder: Path) -> None:
                 except TimeoutError:
                     os.write(told, b"t")
 
-        pids = [child(worker) for _ in range(4)]
+        pids = [forked(worker) for _ in range(4)]
         connected = 0
         while (done := [os.waitpid(pid, os.WNOHANG) for pid in pids]) and any(pid == 0 for pid, _ in done):
             pids = [pid for pid, (gone, _) in zip(pids, done, strict=True) if not gone]
@@ -478,7 +462,7 @@ def test_processes_take_turns(listener: UdStreamListener, address: str) -> None:
         os.write(tell, b"x")
         os.read(done, 1)
 
-    pid = child(hold)
+    pid = forked(hold)
     try:
         os.read(ready, 1)
         with UdStream.connect(address):
@@ -502,7 +486,7 @@ def test_a_fork_while_a_thread_accepts(listener: UdStreamListener, address: str)
         listener.accept().close()
 
     with UdStream.connect(address):
-        pid = child(accept)
+        pid = forked(accept)
         assert os.waitpid(pid, 0)[1] == 0
     listener._turn._lock.release()
 

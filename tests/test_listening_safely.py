@@ -21,34 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import forked
+from meanwhile import PATIENCE, on_alarm
 
 from udstream import UdStream, UdStreamListener, _activation, _binding, ancillary
 
-PATIENCE = 20.0
 NOBODY = 65534
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as other users")
 
 
-def child(work: Callable[[], object]) -> int:
-    """Fork a process that does *work* and exits with 0, or with 1 when it raises; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        signal.alarm(int(PATIENCE))
-        work()
-        status = 0
-    except BaseException as error:
-        os.write(2, f"child: {error!r}\n".encode())
-    finally:
-        os._exit(status)
-
-
 def succeeds(work: Callable[[], object]) -> bool:
     """Whether *work* raises nothing in a process of its own."""
-    return os.waitpid(child(work), 0)[1] == 0
+    return os.waitpid(forked(work), 0)[1] == 0
 
 
 def become(uid: int) -> None:
@@ -494,7 +479,7 @@ def test_of_many_that_start_at_once_one_wins(path: Path, leftover: bool) -> None
                 listener.close()
                 os.write(told, b"c")
 
-    pids = [child(lambda number=number: starter(number)) for number in range(starters)]  # type: ignore[misc]
+    pids = [forked(lambda number=number: starter(number)) for number in range(starters)]  # type: ignore[misc]
     try:
         if leftover:
             leave_stale(path)
@@ -704,7 +689,7 @@ def test_authorize_looks_at_the_peer(folder: Path) -> None:
                 assert stream.read(10) == b"welcome"
 
         with UdStream.connect(folder / "s"):
-            pid = child(connect)
+            pid = forked(connect)
             with listener.accept() as served:
                 assert served.peer_credentials().uid == NOBODY
                 served.write(b"welcome")
@@ -787,20 +772,16 @@ def test_a_handler_that_raises_in_the_wait_for_the_lock(folder: Path, raised: ty
         raise raised("from the handler")
 
     held = os.open(folder, os.O_RDONLY)
-    before = signal.signal(signal.SIGALRM, stop)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         inode = os.stat(folder / "s").st_ino
         fds = set(os.listdir("/proc/self/fd"))
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(raised) as caught:
+        with on_alarm(stop, 0.1), pytest.raises(raised) as caught:
             UdStreamListener.bind(folder / "s").close()
         assert caught.value.args == ("from the handler",)
         assert os.stat(folder / "s").st_ino == inode
         assert set(os.listdir("/proc/self/fd")) == fds
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
         os.close(held)
     UdStreamListener.bind(folder / "s").close()
 
