@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import fd_count, is_open
 
 from udstream import UdStream, _collecting, ancillary
 from udstream.ancillary import Credentials, FileDescriptors
@@ -76,10 +77,6 @@ def numbered() -> Iterator[Callable[[int], list[int]]]:
 def indexes(fds: Sequence[int]) -> list[int]:
     """What is in each of the files."""
     return [int(os.pread(fd, 10, 0)) for fd in fds]
-
-
-def fd_count() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 class Chunked:
@@ -839,14 +836,6 @@ def test_no_socket_at_all() -> None:
 
 def dups(count: int) -> list[int]:
     return [os.dup(0) for _ in range(count)]
-
-
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def test_a_sequence_of_ints() -> None:

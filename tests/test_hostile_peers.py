@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from children import child, forked
+from descriptors import fd_count
 from meanwhile import PATIENCE, on_alarm
 
 import udstream
@@ -42,10 +43,6 @@ def pair() -> Iterator[Pair]:
     with one, other:
         one.timeout = other.timeout = PATIENCE
         yield one, other
-
-
-def fd_count() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @contextmanager

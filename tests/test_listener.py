@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from children import forked
+from descriptors import fd_count
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 
 from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener
@@ -835,15 +836,15 @@ def test_it_cannot_be_pickled(listener: UdStreamListener) -> None:
 
 def test_every_descriptor_has_one_owner(folder: Path) -> None:
     """A listener holds the socket and, to remove the file, its folder; detach() and close() leave neither."""
-    count = len(os.listdir("/proc/self/fd"))
+    count = fd_count()
     for unlink in (True, False):
         with UdStreamListener.bind(folder / "s", unlink=unlink) as listener:
-            assert len(os.listdir("/proc/self/fd")) == count + 1 + unlink
+            assert fd_count() == count + 1 + unlink
             assert not any(map(os.get_inheritable, [listener.fileno()]))
-        assert len(os.listdir("/proc/self/fd")) == count
+        assert fd_count() == count
     listener = UdStreamListener.bind(folder / "s")
     fd = listener.detach()
-    assert len(os.listdir("/proc/self/fd")) == count + 1
+    assert fd_count() == count + 1
     os.close(fd)
 
 

@@ -19,19 +19,12 @@ from typing import Any
 
 import pytest
 from connections import listening
+from descriptors import fd_count, is_open
 from meanwhile import PATIENCE, wait_until_asleep
 from real import environment, python
 
 import udstream
 from udstream import Shutdown, UdStream
-
-
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def state(fd: int) -> tuple[int, int, int, int]:
@@ -685,7 +678,7 @@ def test_exception_in_a_handler_during_connect_leaks_nothing(folder: Path) -> No
         with listening(folder / "s") as plain:
             plain.setblocking(False)
             gc.collect()
-            fds = len(os.listdir("/proc/self/fd"))
+            fds = fd_count()
             with warnings.catch_warnings():
                 # What was connected, but not yet in anybody's hands, may be dropped with a warning.
                 warnings.simplefilter("ignore")
@@ -706,7 +699,7 @@ def test_exception_in_a_handler_during_connect_leaks_nothing(folder: Path) -> No
                     except BlockingIOError:
                         pass
                 gc.collect()
-            assert len(os.listdir("/proc/self/fd")) == fds
+            assert fd_count() == fds
     except Interrupt:
         raised += 1
     finally:

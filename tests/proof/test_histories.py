@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 
 import model
 import pytest
+from descriptors import is_open
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -145,14 +146,6 @@ def open_numbers() -> set[int]:
     """The descriptors that are open, and for a moment the one that lists them."""
     numbers = set(map(int, os.listdir("/proc/self/fd")))
     return {fd for fd in numbers if fd < 3 or is_open(fd)}
-
-
-def is_open(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
-    except OSError:
-        return False
-    return True
 
 
 def outcome(call: Callable[[], Any]) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import is_open
 from meanwhile import no_collecting
 
 import udstream
@@ -138,14 +139,6 @@ def test_timeout_too_great(take: Callable[[Any], object]) -> None:
 
 
 # --- gone with the last reference ---
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 # What is made, used and dropped, with all that led to it; each returns its descriptors.
@@ -334,7 +327,7 @@ def test_gone_with_the_last_reference(name: str, folder: Path) -> None:
     """What is dropped is closed at once, also after a failure: nothing waits for the garbage collector."""
     with no_collecting():
         fds = DROPS[name](folder)
-        left = [fd for fd in fds if _is_open(fd)]
+        left = [fd for fd in fds if is_open(fd)]
 
     assert fds
     assert left == []
