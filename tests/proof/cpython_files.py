@@ -10,19 +10,16 @@ the files of udstream in their place, stand on real sockets.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import io
 import os
 import socket
-import sys
 import threading
-import types
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, ClassVar
 from weakref import WeakSet, ref
 
-from cpython_sockets import Facade
+from cpython_sockets import Facade, copy_of
 
 from udstream import UdStream, ancillary
 from udstream._csocket import CSocket
@@ -290,16 +287,10 @@ def close_if_open(fd: int) -> None:
             raise
 
 
-def load() -> types.ModuleType:
+def load() -> Any:
     """CPython's tests of files, on streams."""
-    spec = importlib.util.find_spec("test.test_io")
-    assert spec is not None and spec.origin is not None
-    spec = importlib.util.spec_from_file_location("cpython_test_io", spec.origin)
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
+    module = copy_of("test_io")
     module.os = Facade(os, pipe=pipe, close=close_if_open)
     module.io = IO
     module.open = open_file
-    return module  # type: ignore[no-any-return]
+    return module

@@ -253,15 +253,21 @@ FOLDERS: list[Path] = []
 DETACHED: set[int] = set()
 
 
-def load() -> types.ModuleType:
-    """CPython's tests of sockets, on ours."""
-    spec = importlib.util.find_spec("test.test_socket")
+def copy_of(name: str) -> Any:
+    """A copy of one of the modules of CPython's tests, in which names can be replaced."""
+    spec = importlib.util.find_spec(f"test.{name}")
     assert spec is not None and spec.origin is not None
-    spec = importlib.util.spec_from_file_location("cpython_test_socket", spec.origin)
+    spec = importlib.util.spec_from_file_location(f"cpython_{name}", spec.origin)
     assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     spec.loader.exec_module(module)
+    return module
+
+
+def load() -> Any:
+    """CPython's tests of sockets, on ours."""
+    module = copy_of("test_socket")
     module.socket = Facade(
         socket,
         socket=Socket,
@@ -274,7 +280,7 @@ def load() -> types.ModuleType:
     module.socket_helper = Facade(module.socket_helper, bind_port=bind_port)
     # A client of ours has no name of its own.
     module.ThreadedSocketTestMixin.bindClient = lambda test: setattr(test, "cli_addr", "")
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 @contextmanager
