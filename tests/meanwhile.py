@@ -47,6 +47,7 @@ def blocked_in(call: Callable[[], Any]) -> Iterator[list[Any]]:
     with in_thread(work) as result:
         assert started.wait(PATIENCE), "the other thread never began"
         wait_until_asleep(ids[0])
+        assert not result, f"it was to block, but ended with {result[0]!r}"
         yield result
 
 
@@ -72,21 +73,20 @@ def beside(*works: Callable[[], object]) -> Iterator[None]:
         raise errors[0]
 
 
-def is_asleep(thread_id: int) -> bool:
-    """Whether the kernel says that the thread is asleep, and not for a lock of Python's."""
-    with open(f"/proc/self/task/{thread_id}/stat") as stat:
-        asleep = stat.read().rpartition(")")[2].split()[0] == "S"
-    with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
-        return asleep and "futex" not in wchan.read()
-
-
-def wait_until_asleep(thread_id: int) -> None:
-    """Wait until the thread, which is there, is asleep in the kernel."""
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.002)):
-        if is_asleep(thread_id):
+def wait_until_asleep(thread_id: int, unless: threading.Event | None = None) -> None:
+    """Wait until the kernel says that the thread is asleep, and not for a lock of Python's; or gone."""
+    pause = unless or threading.Event()
+    for _ in range(int(PATIENCE / 0.001)):
+        try:
+            with open(f"/proc/self/task/{thread_id}/stat") as stat:
+                asleep = stat.read().rpartition(")")[2].split()[0] == "S"
+            with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
+                if asleep and "futex" not in wchan.read():
+                    return
+        except (FileNotFoundError, ProcessLookupError):
             return
-        pause.wait(0.002)
+        if pause.wait(0.001):
+            return
     raise AssertionError("the thread never slept")
 
 

@@ -11,16 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blocked import Blocked
 from connections import listening
 from descriptors import fd_count, is_open
-from meanwhile import PATIENCE, wait_until_asleep
+from meanwhile import PATIENCE
 from real import environment, python
 
 import udstream
@@ -347,67 +347,38 @@ def test_close_leaves_a_blocked_call_alone(
     """Close returns at once, though another thread is blocked in a call; that ends by itself; no other fd is read."""
     here, there = pair
     here.timeout = timeout
-    ids: list[int] = []
-    result: list[object] = []
-
-    def run() -> None:
-        ids.append(threading.get_native_id())
-        try:
-            result.append(call(here))
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    while not ids:
-        pass
-    wait_until_asleep(ids[0])
+    blocked = Blocked(lambda: call(here))
     fd = here.fileno()
     here.close()
     assert here.closed
-    assert thread.is_alive()
+    assert blocked.running
     one, other = socket.socketpair()
     with one, other:
         assert one.fileno() == fd
         other.sendall(b"not yours")
         there.write(b"for it")
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+        blocked.end()
         assert one.recv(20) == b"not yours"
     if timeout is None:
-        assert result in ([b"for it"], [6])
+        assert blocked.result in (b"for it", 6)
     else:
-        assert result in ([b"for it"], [6]) or isinstance(result[0], (OSError, ValueError))
+        assert blocked.result in (b"for it", 6) or isinstance(blocked.error, (OSError, ValueError))
 
 
 def test_loop_ends_when_its_stream_is_closed(pair: tuple[UdStream, UdStream]) -> None:
     """A call that takes several system calls never goes on to another fd after a close."""
     here, there = pair
-    ids: list[int] = []
-    result: list[Any] = []
-
-    def run() -> None:
-        ids.append(threading.get_native_id())
-        try:
-            result.append(here.read_exact(10))
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    while not ids:
-        pass
-    wait_until_asleep(ids[0])
+    blocked = Blocked(lambda: here.read_exact(10))
     here.close()
     one, other = socket.socketpair()
     with one, other:
         other.sendall(b"not yours, really")
         there.write(b"abc")
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+        blocked.end()
         assert one.recv(20) == b"not yours, really"
-    assert isinstance(result[0], (OSError, ValueError))
-    assert (result[0].nbytes, result[0].partial) == (3, b"abc")  # type: ignore[union-attr]
+    error: Any = blocked.error
+    assert isinstance(error, (OSError, ValueError))
+    assert (error.nbytes, error.partial) == (3, b"abc")  # type: ignore[union-attr]
 
 
 # --- children ---

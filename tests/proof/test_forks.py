@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from blocked import PATIENCE
+from meanwhile import PATIENCE
 from real import environment, python
 
 CLIENTS, WORKERS = 400, 4
@@ -168,7 +168,7 @@ def test_child_that_closes_the_stream_can_exit(folder: Path, mode: str) -> None:
 WITH_THREADS = """
 import os, sys, threading, warnings
 from udstream import Shutdown, UdStream
-sys.path[:0] = sys.argv[2:]
+sys.path.insert(0, sys.argv[2])
 from blocked import Blocked
 
 # Python 3.12 and later warn of a fork beside threads, which is what this is about.
@@ -203,8 +203,7 @@ print("kept")
 @pytest.mark.parametrize("mode", ["rwb", "rw"])
 def test_fork_beside_blocked_threads(folder: Path, mode: str) -> None:
     """A child forked while other threads are inside a file can close its stream, and they never notice."""
-    helpers = Path(__file__).parent
-    assert ran(WITH_THREADS, folder, mode, helpers, helpers.parent) == "kept\n"
+    assert ran(WITH_THREADS, folder, mode, Path(__file__).parent.parent) == "kept\n"
 
 
 # --- listeners ---

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from blocked import PATIENCE, wait_until_asleep
+from meanwhile import PATIENCE, wait_until_asleep
 from real import environment, python
 
 from udstream import Shutdown, UdStream, UdStreamListener

@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from blocked import PATIENCE, wait_until_asleep
 from conftest import open_fds
+from meanwhile import PATIENCE, wait_until_asleep
 from places import meddle
 
 import udstream

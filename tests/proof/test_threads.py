@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blocked import PATIENCE, Blocked
+from blocked import Blocked
+from meanwhile import PATIENCE
 from places import meddle
 
 from udstream import Shutdown, UdStream, UdStreamListener

@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from meanwhile import is_asleep
-
-PATIENCE = 20.0
+from meanwhile import PATIENCE, wait_until_asleep
 
 
 class Blocked:
@@ -58,17 +56,3 @@ class Blocked:
         """Wait for its end."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "the call never ended"
-
-
-def wait_until_asleep(thread_id: int, unless: threading.Event | None = None) -> None:
-    """Wait until the kernel says that the thread is asleep, and not for a lock of Python's; or gone."""
-    pause = unless or threading.Event()
-    for _ in range(int(PATIENCE / 0.001)):
-        try:
-            if is_asleep(thread_id):
-                return
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        if pause.wait(0.001):
-            return
-    raise AssertionError("the thread never slept")
