@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import left_open, open_fds
 from meanwhile import PATIENCE, on_alarm
 
 from udstream import UdStream
@@ -44,22 +45,6 @@ def pair() -> Iterator[tuple[UdStream, UdStream]]:
     one, other = UdStream.pair()
     with one, other:
         yield one, other
-
-
-def open_fds() -> dict[int, str]:
-    """The descriptors of this process and what they are open on."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            continue  # the one that listed the folder
-    return found
-
-
-def left_open(before: dict[int, str]) -> dict[int, str]:
-    """What is open now and was not then."""
-    return {fd: what for fd, what in open_fds().items() if before.get(fd) != what}
 
 
 @pytest.fixture(autouse=True)

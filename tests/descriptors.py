@@ -17,3 +17,19 @@ def is_open(fd: int) -> bool:
 def fd_count() -> int:
     """How many there are, and one more: that which lists them."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def open_fds() -> dict[int, str]:
+    """The descriptors of this process and what they are open on."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the one that listed the folder
+    return found
+
+
+def left_open(before: dict[int, str]) -> dict[int, str]:
+    """What is open now and was not then."""
+    return {fd: what for fd, what in open_fds().items() if before.get(fd) != what}

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from conftest import open_fds
+from descriptors import open_fds
 from meanwhile import PATIENCE, wait_until_asleep
 from places import meddle
 
