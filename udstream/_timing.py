@@ -196,7 +196,7 @@ class TimedSocket(Around):
 
 def for_one_call(sock: Any) -> Any:
     """What a method that takes several system calls uses instead of *sock*: one deadline for them all."""
-    return sock if sock.__class__ is CSocket or not isinstance(sock, Around) else sock.for_one_call()
+    return sock if sock.__class__ is CSocket else sock.for_one_call()
 
 
 def keep(sock: Any, results: list[Any], name: str, *arguments: Any) -> None:

@@ -535,7 +535,8 @@ def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
 
 def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, cmsgs: Sequence[Cmsg] = ()) -> int:
     """Send what there is after the *sent* bytes, with *cmsgs* if that is all of it; return *size*."""
-    sock = _timing.for_one_call(sock)
+    if isinstance(sock, _timing.Around):
+        sock = sock.for_one_call()
     views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
     first = 0
     skip = sent
