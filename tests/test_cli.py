@@ -180,7 +180,7 @@ def test_wrong_usage(args: list[str], folder: Path) -> None:
 @pytest.mark.parametrize("command", [["connect"], ["who"], ["pass"]])
 @pytest.mark.parametrize("what", ["missing", "stale", "file"])
 def test_nobody_there(command: list[str], what: str, folder: Path) -> None:
-    """A path where nobody listens is one line on stderr, with the path and the reason; status 1."""
+    """A path where nobody listens is one line on stderr, with the path, the reason and its cause; status 1."""
     path = folder / "p"
     if what == "stale":
         with socket.socket(socket.AF_UNIX) as sock:
@@ -190,9 +190,53 @@ def test_nobody_there(command: list[str], what: str, folder: Path) -> None:
 
     done = run(*command, path, *(["/dev/null"] if command == ["pass"] else []))
 
-    reason = "No such file or directory" if what == "missing" else "Connection refused"
+    reason = {
+        "missing": "No such file or directory",
+        "stale": "Connection refused: nobody listens on it any more",
+        "file": "Connection refused: it is a file, and no socket",
+    }[what]
     assert done.stderr.decode() == f"udstream: {path}: {reason}\n"
     assert done.returncode == 1
+
+
+def test_listen_where_something_else_is(folder: Path) -> None:
+    """What is no socket stays where it is, and the error says what it is; of a name that is taken, only that."""
+    done = run("listen", folder)
+    assert (
+        done.stderr.decode()
+        == f"udstream: {folder}: Address already in use: it is a directory, and no socket\n"
+    )
+    assert done.returncode == 1
+
+
+def test_a_command_without_the_dashes_before_it() -> None:
+    """Who forgets -- is told where it stands, with the usage of `take`."""
+    done = run("take", "in.sock", "cat", "{}")
+    assert done.returncode == 2
+    assert b"usage: udstream take" in done.stderr
+    assert b"before a COMMAND stands --: udstream take in.sock -- cat {}" in done.stderr
+
+    done = run("connect", "in.sock", "more")
+    assert done.returncode == 2
+    assert b"usage: udstream connect" in done.stderr
+    assert b"unrecognized arguments: more\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--max", "0", "in.sock"], b"argument --max: it must be 1 or more"),
+        (["in.sock", "--", ""], b"the name of COMMAND is empty"),
+        (["in.sock", "--"], b"no COMMAND after --"),
+        (["--mode", "999", "in.sock"], b"'999' is no octal mode such as 0600 or 660"),
+        (["--backlog", "-1", "in.sock"], b"'-1' is not 0, 1, 2 or another whole number"),
+    ],
+)
+def test_take_of_nothing(args: list[str], text: bytes) -> None:
+    """What could never come to anything is refused before anybody is waited for."""
+    done = run("take", *args)
+    assert done.returncode == 2
+    assert text in done.stderr
 
 
 def test_error_is_one_line(folder: Path) -> None:
@@ -598,8 +642,11 @@ def test_listen_keep_open_in_turn(folder: Path, start: Command) -> None:
     assert not path.exists()
 
 
-def test_listen_ends_by_a_signal_that_the_main_thread_does_not_meet(folder: Path, start: Command) -> None:
-    """SIGTERM ends a server even where it comes a moment too early to interrupt the accept."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_listen_ends_by_a_signal_that_the_main_thread_does_not_meet(
+    number: int, status: int, folder: Path, start: Command
+) -> None:
+    """A signal ends a server even where it comes a moment too early to interrupt the accept."""
     tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
     if tgkill is None:
         pytest.skip("a signal cannot be sent to one thread here")
@@ -612,8 +659,9 @@ def test_listen_ends_by_a_signal_that_the_main_thread_does_not_meet(folder: Path
         # To a thread that is not in the accept, which therefore goes on.
         other = max(map(int, os.listdir(f"/proc/{process.pid}/task")))
         assert other != process.pid
-        tgkill(process.pid, other, signal.SIGTERM)
-        assert process.wait(LONG) == 143
+        tgkill(process.pid, other, number)
+        assert process.wait(LONG) == status
+    assert process.stderr.read() == b""
     assert not path.exists()
 
 

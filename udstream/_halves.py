@@ -682,7 +682,7 @@ class Source:
             if deadline is None:
                 deadline = sock.deadline() if isinstance(sock, TimedSocket) else self.raw._deadline()
             elif monotonic() >= deadline:
-                raise timed_out()
+                raise timed_out() from None
             try:
                 events = self.raw._wait(POLLIN | POLLOUT, deadline)
             except BlockingIOError:

@@ -170,11 +170,11 @@ class TimedSocket(Around):
         if deadline is None:
             # A nonblocking descriptor never waits, and a duplicate may have made ours one: the kernel knows.
             if not get_blocking(fd):
-                raise BlockingIOError(errno.EAGAIN, strerror(errno.EAGAIN))
+                raise BlockingIOError(errno.EAGAIN, strerror(errno.EAGAIN)) from None
             deadline = self.until or monotonic() + self.timeout - waited
         elif monotonic() >= deadline:
             # Whatever is there by now, others were quicker the last time too.
-            raise timed_out()
+            raise timed_out() from None
         try:
             wait_by(poller, deadline)
         except RuntimeError as error:

@@ -49,7 +49,7 @@ def wait_by(poller: Any, deadline: float | None) -> int:
             return ready[0][1]  # type: ignore[no-any-return]
         left = (deadline - monotonic()) * 1000
         if left <= 0:
-            raise timed_out()
+            raise timed_out() from None
 
 
 def wait(fd: int, events: int, deadline: float | None) -> int:

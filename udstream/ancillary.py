@@ -637,7 +637,9 @@ def _iterated(things: Any, what: str) -> Iterator[Any]:
     try:
         return iter(things)
     except TypeError:
-        raise TypeError(f"{what} must be an iterable, not {things!r}") from None
+        raise TypeError(
+            f"{what} must be an iterable, not {things!r}; for one alone write [{things!r}]"
+        ) from None
 
 
 def _numbers(fds: Any) -> tuple[list[int], Any]:

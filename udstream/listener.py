@@ -538,7 +538,7 @@ class _Turn:
     def _next_time(deadline: float) -> bool:
         """Let the one whose turn it is be done: he needs a moment, however long the wait for a connection."""
         if monotonic() >= deadline:
-            raise timed_out()
+            raise timed_out() from None
         sleep(_MOMENT)
         return False
 
@@ -562,7 +562,7 @@ def _lock_among_processes(sock: CSocket, on: bool) -> bool:
 def _check_time(deadline: float | None) -> None:
     """Whoever looks again does so in time: a wait that begins late still has one look."""
     if deadline is not None and monotonic() >= deadline:
-        raise timed_out()
+        raise timed_out() from None
 
 
 def _shut_down() -> OSError:

@@ -997,7 +997,7 @@ def _connect(sock: CSocket, sockaddr: bytes, seconds: float | None) -> None:
         if deadline is not None:
             left = deadline - monotonic()
             if left <= 0:
-                raise timed_out()
+                raise timed_out() from None
             _set_send_timeout(sock, left)
         try:
             sock.connect(sockaddr)

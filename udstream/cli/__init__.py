@@ -10,9 +10,13 @@ output has gone, which is what the shell says of a program that died of it.
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import stat
 import sys
 from importlib import import_module
 
+from .kinds import kind
 from .terminal import Failure, OutputClosed, complain, drop_output, flush_output, say, standard_files, version
 
 TYPE_CHECKING = False
@@ -24,7 +28,7 @@ __all__ = ["main"]
 # The module of each command, and what it does. `pass` is a keyword, so its module has another name.
 COMMANDS = {
     "connect": ("connect", "join stdin and stdout to a socket, both ways at once"),
-    "listen": ("listen", "join stdin and stdout to a client of ours; with --echo, be an echo service"),
+    "listen": ("listen", "join stdin and stdout to whoever connects; with --echo, be an echo service"),
     "demo": ("demo", "see it work: a text conversation with a server of its own"),
     "who": ("who", "say who listens on a socket"),
     "pass": ("pass_files", "send open files to whoever listens on a socket"),
@@ -63,7 +67,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             sub.set_defaults(run=module.run)
     # argparse has no way to say "all after --, untouched", and an option of COMMAND is none of ours.
     argv, behind = _split(argv) if wanted == "take" else (argv, None)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        text = f"unrecognized arguments: {' '.join(unknown)}"
+        if wanted == "take" and behind is None:
+            text += f"; before a COMMAND stands --: udstream take {args.path} -- {' '.join(unknown)}"
+        commands.choices[args.command].error(text)
     args.words = behind
     return args
 
@@ -100,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(failure.subject, failure.reason)
         return failure.status
     except OSError as error:
-        complain(error.filename or _path(args), error.strerror or error)
+        complain(error.filename or _path(args), _reason(error))
         return ERROR
     except NotImplementedError as error:
         complain(_path(args), error)
@@ -108,6 +117,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         complain(_path(args), error)
         return USAGE
+
+
+def _reason(error: OSError) -> object:
+    """What the system says, and why it says so of a path where no server is."""
+    reason = error.strerror or error
+    if error.errno in (errno.ECONNREFUSED, errno.EADDRINUSE) and isinstance(error.filename, str):
+        try:
+            mode = os.stat(error.filename).st_mode
+        except (OSError, ValueError):
+            return reason  # an abstract name, say
+        if not stat.S_ISSOCK(mode):
+            return f"{reason}: it is a {kind(mode)}, and no socket"
+        if error.errno == errno.ECONNREFUSED:
+            return f"{reason}: nobody listens on it any more"
+    return reason
 
 
 def _path(args: argparse.Namespace) -> object:

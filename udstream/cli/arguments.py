@@ -34,15 +34,23 @@ def mode(text: str) -> int:
     except ValueError:
         value = -1
     if not 0 <= value <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is no mode such as 0600 or 660")
+        raise argparse.ArgumentTypeError(f"{text!r} is no octal mode such as 0600 or 660")
     return value
 
 
 def count(text: str) -> int:
     """A whole number, 0 among them."""
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0, 1, 2 or another whole number")
     return int(text)
+
+
+def positive_count(text: str) -> int:
+    """A whole number above 0."""
+    value = count(text)
+    if not value:
+        raise argparse.ArgumentTypeError("it must be 1 or more")
+    return value
 
 
 def add_path(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .. import UdStream, UdStreamListener
 from ..ancillary import peer_groups
@@ -91,6 +91,10 @@ def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
                     bound[0].close()
                 finally:
                     os._exit(128 + number[0])
+            elif number[0] == signal.SIGINT and bound:
+                # Ends the accept, if one is blocked: then Python goes on to its KeyboardInterrupt.
+                with suppress(OSError, ValueError):
+                    bound[0].shutdown()
 
     # Python runs a handler between two steps of its own; a signal that comes just before an accept blocks, it would
     # see to after that. So a thread hears of each signal, and makes the end.

@@ -14,6 +14,7 @@ from typing import NoReturn
 from .. import UdStream
 from . import arguments, serving
 from .arguments import add_path
+from .kinds import kind
 from .terminal import Failure, printable, table
 
 # The first descriptor that COMMAND gets: the one after stderr.
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_path(parser)
     parser.add_argument(
-        "--max", metavar="N", type=arguments.count, help="refuse to go on when more than N files come"
+        "--max",
+        metavar="N",
+        type=arguments.positive_count,
+        help="refuse to go on when more than N files come",
     )
     serving.add_arguments(parser, mode=0o600)
 
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     """Receive what one sender sends, and list it or become COMMAND."""
     if args.words is not None and not args.words:
         raise Failure("take", "no COMMAND after --", 2)
+    if args.words is not None and not args.words[0]:
+        raise Failure("take", "the name of COMMAND is empty", 2)
     with ExitStack() as owned:
         with serving.listening(args) as listener:
             fds: list[int] = []
@@ -87,16 +93,6 @@ def _names(payload: bytes, count: int) -> list[str]:
     return ["-"] * count if rest or len(names) != count else [os.fsdecode(name) for name in names]
 
 
-_KINDS = (
-    (stat.S_ISREG, "file"),
-    (stat.S_ISDIR, "directory"),
-    (stat.S_ISSOCK, "socket"),
-    (stat.S_ISFIFO, "pipe"),
-    (stat.S_ISCHR, "character device"),
-    (stat.S_ISBLK, "block device"),
-    (stat.S_ISLNK, "symbolic link"),
-)
-
 _ACCESS = {os.O_RDONLY: "read", os.O_WRONLY: "write", os.O_RDWR: "read-write"}
 
 _FLAGS = ((os.O_APPEND, "append"), (os.O_NONBLOCK, "nonblocking"), (os.O_SYNC, "sync"))
@@ -104,9 +100,8 @@ _FLAGS = ((os.O_APPEND, "append"), (os.O_NONBLOCK, "nonblocking"), (os.O_SYNC, "
 
 def _description(fd: int, index: int, names: list[str]) -> list[str]:
     status = os.fstat(fd)
-    kind = next((name for is_it, name in _KINDS if is_it(status.st_mode)), "other")
     size = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else "-"
-    return [str(index + 1), printable(names[index]), kind, size, _flags(fd), _target(fd)]
+    return [str(index + 1), printable(names[index]), kind(status.st_mode), size, _flags(fd), _target(fd)]
 
 
 def _flags(fd: int) -> str:
@@ -128,7 +123,7 @@ def _filled_in(words: list[str], count: int) -> list[str]:
     def numbered(match: re.Match[str]) -> str:
         number = int(match[1])
         if not 1 <= number <= count:
-            raise Failure("take", f"COMMAND asks for {match[0]}, and {count} came")
+            raise Failure("take", f"COMMAND asks for {match[0]}, but only {count} came")
         return f"/dev/fd/{FIRST + number - 1}"
 
     filled = []
