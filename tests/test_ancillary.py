@@ -1446,3 +1446,17 @@ def test_a_pidfd_that_is_descriptor_0(pair: Pair) -> None:
         assert not os.path.exists("/proc/self/fd/0")
     """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+@pytest.mark.parametrize("max_fds", [2.0, "2", None])
+def test_max_fds_that_is_no_number(max_fds: Any, pair: Any) -> None:
+    """It is refused before anything is received, so nothing is lost."""
+    one, other = pair
+    ancillary.send_fds(one, b"x", [0, 1])
+    with pytest.raises(TypeError):
+        ancillary.recv_ancillary(other, bytearray(10), max_fds=max_fds)
+    with pytest.raises(TypeError):
+        ancillary.recv_fds(other, 10, max_fds)
+    data, fds = ancillary.recv_fds(other, 10)
+    with fds:
+        assert (data, len(fds)) == (b"x", 2)

@@ -32,6 +32,9 @@ class CollectingSocket(Around):
     def for_one_call(self) -> CollectingSocket:
         return CollectingSocket(for_one_call(self.sock), self._collected, self._offset)
 
+    def deadline(self) -> float | None:
+        return self.sock.deadline() if isinstance(self.sock, Around) else None
+
     def recv_into(self, buffer: Buffer) -> int:
         return self._read((buffer,))
 

@@ -29,7 +29,7 @@ from time import monotonic
 
 from ._csocket import CSocket
 from ._platform import MSG_NOSIGNAL, SENT_WHOLE, sent_whole
-from ._timing import TimedSocket, for_one_call, keep
+from ._timing import Around, for_one_call, keep
 from ._waiting import POLLIN, POLLOUT, timed_out
 
 TYPE_CHECKING = False
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
         def write_all(self, data: Buffer) -> int: ...
         def _bare(self) -> CSocket: ...
         def _wait(self, events: int, deadline: float | None) -> int: ...
-        def _deadline(self) -> float | None: ...
 
 
 _FLAGS = (MSG_NOSIGNAL,)
@@ -88,10 +87,12 @@ class Sink:
         "_limit",
         "_lock",
         "_room",
+        "_sending",
         "_skip",
         "_whole",
         "_writer",
         "closed",
+        "kept",
         "raw",
         "source",
         "unsent",
@@ -99,6 +100,8 @@ class Sink:
     closed: bool | _BeforeWrite
     raw: Raw
     unsent: bool
+    # What is to live as long as this does.
+    kept: object
     # Whether what is written is taken even if an exception says that it cannot be sent.
     _takes_all = False
 
@@ -119,6 +122,8 @@ class Sink:
         # How much of what the layer above will hand over again was sent before an exception.
         self._skip = 0
         self._lock = RLock()
+        # Whether a thread that has the lock is sending: a signal handler in it has the lock as well.
+        self._sending = False
         # To take the lock if it is free: with the next item, which says so. No signal handler can raise between that
         # and a "try", as it could after a call; then nobody else could ever take the lock again.
         self._attempts = starmap(self._lock.acquire, _WITHOUT_WAITING)
@@ -162,17 +167,23 @@ class Sink:
             data = _bytes_of(data)
         count = len(data)
         room = self._room - count
-        if room > 0:
+        if room > 0 and count:
             self._room = room
             self._chunks.append(data)
             self.unsent = True
             return count
-        if self._chunks or self.raw.closed or count >= self._limit:
+        source = self.source
+        if (
+            self._chunks
+            or self.raw.closed
+            or count >= self._limit
+            or not count
+            or (source is not None and source.excuse is not None)
+        ):
             return self._put_with_care(data)
         self._chunks.append(data)
         self._room = self._limit - count
         self.unsent = True
-        source = self.source
         if source is not None:
             source.closed = self.raw.closed or self._before_read
         return count
@@ -181,28 +192,48 @@ class Sink:
         """Send all that was taken; what an exception on the way leaves is kept, to go on with."""
         chunks = self._chunks
         with self._lock:
-            while chunks and self._send_now():
-                data = chunks[0]
-                try:
-                    self.raw.write_all(data)
-                except BaseException as error:
-                    chunks[0] = data[getattr(error, "nbytes", 0) :]
-                    if isinstance(error, BlockingIOError):
-                        # As io has it for its buffers: the 0 is how much was taken of what is being written.
-                        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), 0) from None
-                    raise
-                del chunks[0]
-            self.all_sent()
+            if self._sending:
+                # Somebody in this very thread: what called us is a signal's handler, or a destructor.
+                raise RuntimeError("reentrant call: a write or flush of this file is at work further out")
+            try:
+                self._sending = True
+                # Before the last look at the chunks, so that what is put meanwhile is noted after it.
+                self.all_sent()
+                while True:  # see UdStream.readline()
+                    if not chunks or not self._send_now():
+                        break
+                    data = chunks[0]
+                    done: list[int] = []
+                    try:
+                        done.extend(map(self.raw.write_all, (data,)))
+                    except BaseException as error:
+                        chunks[0] = data[sum(done) or getattr(error, "nbytes", 0) :]
+                        if isinstance(error, BlockingIOError):
+                            # As io has it for its buffers: the 0 is how much was taken of what is being written.
+                            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), 0) from None
+                        raise
+                    del chunks[0]
+            except BaseException:
+                self._something_to_send()
+                raise
+            finally:
+                self._sending = False
+            self._raise_excuse()
 
     def send_for_reader(self) -> bool:
         """
         Send what can be sent without waiting, in a reader's thread; return whether something is left.
 
-        If another thread is sending at the moment, there is nothing to do: it sends all there is.
+        If somebody is sending at the moment, there is nothing to do: they send all there is.
         """
+        # One step, not a loop.
         for free in self._attempts:
             if free:
+                if self._sending:
+                    self._lock.release()
+                    break
                 try:
+                    self._sending = True
                     # Before the last look at the chunks, so that what is put meanwhile is noted after it.
                     self._room = -1
                     self.unsent = False
@@ -214,7 +245,11 @@ class Sink:
                 except OSError:
                     # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
                     self.unsent = True
+                except BaseException:
+                    self.unsent = True
+                    raise
                 finally:
+                    self._sending = False
                     self._lock.release()
             break
         return False
@@ -223,6 +258,10 @@ class Sink:
         """Look after what *source* should send before it reads."""
         self._before_read = _BeforeRead(self)
         self.source = source
+
+    def untie(self) -> None:
+        """Forget the reading half: nobody can use it any more."""
+        self.source = self._before_read = self._writer = None
 
     def shut(self) -> None:
         """Take nothing more; what is left is dropped."""
@@ -240,19 +279,29 @@ class Sink:
     def _put_with_care(self, data: bytes) -> int:
         if self.raw.closed:
             raise ValueError("I/O operation on closed file")
+        self._raise_excuse()
         count = len(data)
-        if self._chunks and self._room < count:
+        if not count:
+            return 0
+        if self._chunks and self._room < count and not self._sending:
             self.drain()
         if not self._chunks:
             self._room = self._limit
-        self._something_to_send()
         self._chunks.append(data)
+        self._something_to_send()
         self._room -= count
-        if self._room <= 0:
+        if self._room <= 0 and not self._sending:
             self._try_to_drain()
         return count
 
+    def _raise_excuse(self) -> None:
+        """Raise what a reader was spared, if it had no occasion since."""
+        source = self.source
+        if source is not None and source.excuse is not None:
+            raise source.spared()
+
     def _something_to_send(self) -> None:
+        """Note it, once it is there."""
         self.unsent = True
         source = self.source
         if source is not None:
@@ -290,11 +339,12 @@ class Sink:
                     if not self._send_some(sock):
                         return True
                     continue
+                if not size:
+                    del chunks[0]
+                    continue  # no reason to hear that the peer is gone
                 # It goes as a whole or not at all, and without waiting. So it is taken out first: if a signal handler
                 # raises, then as the call returns, when it must not be sent again.
                 del chunks[0]
-                if not size:
-                    continue  # no reason to hear that the peer is gone
                 try:
                     sent = sock.send(data, _NOW)
                 except OSError as error:
@@ -340,6 +390,7 @@ class Sink:
         # Filled in C, so that no signal handler can raise between the sending and the counting.
         sent: list[int] = []
         try:
+            self._sending = True
             sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
             if sent[0] == count:
                 return count
@@ -350,7 +401,10 @@ class Sink:
             if not self._takes_all or not isinstance(error, OSError) or isinstance(error, ConnectionError):
                 self._keep_in_spite_of(error, data, sum(sent))
                 raise
-        self._chunks.append(bytes(data[sum(sent) :]))
+        finally:
+            self._sending = False
+        # Before what a signal's handler has written meanwhile.
+        self._chunks.insert(0, bytes(data[sum(sent) :]))
         try:
             self._try_to_drain()
         except BaseException as error:
@@ -377,14 +431,16 @@ class TextSink(Sink):
     So ``write`` takes everything, and `_BeforeWrite` stops the next call as long as something is left.
     """
 
-    __slots__ = ("_before_write", "_emptied_by", "_sure")
+    __slots__ = ("_before_write", "_emptied_by", "_sure", "write")
     _takes_all = True
+    write: Any
 
     def __init__(self, raw: Raw, limit: int) -> None:
         Sink.__init__(self, raw, limit)
         # The thread in which a reader is emptying the text layer.
         self._emptied_by = 0
         self._sure = False
+        self.write = self._take
         self._before_write: Any = _BeforeWrite(self)
 
     def tie(self, source: Source) -> None:
@@ -397,12 +453,12 @@ class TextSink(Sink):
         # With these nothing but C code runs between its look at `closed` and the taking of the text.
         self._sure = writer.errors == "strict" and writer.encoding in ("utf-8", "UTF-8")
 
-    def write(self, data: bytes) -> int:
-        if self._emptied_by and self._emptied_by == get_ident():
-            self._chunks.append(data)
-            return len(data)
+    def _take(self, data: bytes) -> int:
+        """What ``write`` is, but while the text layer is emptied: send, or keep."""
         with self._lock:
-            if self._chunks:
+            if self._sending:
+                self._chunks.append(data)
+            elif self._chunks:
                 self._chunks.append(data)
                 self._try_to_drain()
             else:
@@ -421,8 +477,8 @@ class TextSink(Sink):
             self.drain()
             return
         with self._lock:
-            self._empty_text_layer()
             try:
+                self._empty_text_layer()
                 self.drain()
             except BaseException:
                 self.unsent = True
@@ -438,14 +494,18 @@ class TextSink(Sink):
         self.unsent = not self._sure
         self.watch()
         self._emptied_by = get_ident()
+        # In C, since a signal handler may raise as a method of ours begins: the text would be lost.
+        self.write = self._chunks.append
         try:
             writer.flush()
         finally:
+            self.write = self._take
             self._emptied_by = 0
 
     def shut(self) -> None:
         Sink.shut(self)
         self._before_write = None
+        self.write = _closed
 
     def all_sent(self) -> None:
         """Only who empties the text layer knows that."""
@@ -495,7 +555,9 @@ class _BeforeRead:
             except BaseException as error:  # noqa: BLE001
                 # A signal handler's. For io.BufferedReader anything that is raised here means that it is closed.
                 source.excuse = error
+                # So that the next call of whatever kind looks.
                 sink.unsent = True
+                sink._room = -1
         return sink.raw.closed
 
 
@@ -513,6 +575,7 @@ class Source:
         "gentle",
         "held",
         "midline",
+        "one_call",
         "raw",
         "sink",
     )
@@ -542,6 +605,8 @@ class Source:
         # What ends a line, if that can be told before decoding; and whether a carriage return does, too.
         self._end: bytes | None = b"\n"
         self._universal = False
+        # For a call that may read several times: what has the deadline for all of them.
+        self.one_call: Any = None
         # Whether a reader has got a part of a line, which it would lose in a timeout.
         self.midline = False
         self._refusal: str | None = None
@@ -680,7 +745,7 @@ class Source:
         deadline: float | None = None
         while sink is not None and sink.send_for_reader():
             if deadline is None:
-                deadline = sock.deadline() if isinstance(sock, TimedSocket) else self.raw._deadline()
+                deadline = sock.deadline() if isinstance(sock, Around) else None
             elif monotonic() >= deadline:
                 raise timed_out() from None
             try:
@@ -703,7 +768,7 @@ class Source:
         return data
 
     def _readinto_with_care(self, buffer: Any) -> int | None:
-        if not (self.gentle or self.dry or self.held or self._refusal is not None):
+        if not (self.gentle or self.dry or self.held or self.one_call or self._refusal is not None):
             # Straight into the buffer; only what comes after the last newline is held back.
             sock = self.raw._sock
             sink = self.sink
@@ -740,7 +805,7 @@ class Source:
         self._check_refusal()
         if self.dry:
             return None
-        sock = for_one_call(self.raw._sock)
+        sock = self.one_call or for_one_call(self.raw._sock)
         if self.gentle:
             if not self.held:
                 try:
@@ -782,6 +847,10 @@ class Source:
         if not cut and (len(held) >= _LONGEST_HELD or held.find(self._end) >= 0):
             return room
         return cut
+
+
+def _closed(*_: object) -> Any:
+    raise ValueError("I/O operation on closed file")
 
 
 def _bytes_of(data: Buffer) -> bytes:

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     Cmsgs = Iterable[tuple[int, int, Buffer]]
 
 _SENDING_NOW = MSG_NOSIGNAL | MSG_DONTWAIT
-# The milliseconds that an answer may take to be waited for at once; and how many are, before one try shows whether
-# they still have to be.
+# For so many milliseconds an answer is waited for at once, and for so many answers in a row; then one try shows
+# whether they still have to be. If one took less than so many seconds, it was there before.
 _MOMENT = 10
 _ANSWERS = 64
+_AT_ONCE = 2e-6
 
 
 def checked_timeout(seconds: float | None) -> float | None:
@@ -61,6 +62,10 @@ class Around:
         """The same, for all the calls that one method of the stream makes."""
         raise NotImplementedError
 
+    def deadline(self) -> float | None:
+        """When the call that begins now must have ended; None: it has for ever."""
+        raise NotImplementedError
+
     def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
         """See `keep`."""
         raise NotImplementedError
@@ -73,7 +78,7 @@ class TimedSocket(Around):
     With *until*, a point of `time.monotonic`, all of them together may last until then.
     """
 
-    __slots__ = ("_answers", "_due", "_readable", "timeout", "until")
+    __slots__ = ("_answers", "_begun", "_due", "_readable", "timeout", "until")
     sock: CSocket
 
     def __init__(self, sock: CSocket, timeout: float, until: float | None = None) -> None:
@@ -82,9 +87,10 @@ class TimedSocket(Around):
         self.until = until
         # What to poll for something to receive, made when it is first needed: a conversation needs it often.
         self._readable: Any = None
-        # For how many more answers it is best to wait at once; and the same while one is due, otherwise 0.
+        # For how many more answers it is best to wait at once; and whether one is due.
         self._answers = 0
-        self._due = 0
+        self._due = False
+        self._begun = False
 
     def for_one_call(self) -> TimedSocket:
         one = TimedSocket(self.sock, self.timeout, self.deadline())
@@ -92,7 +98,6 @@ class TimedSocket(Around):
         return one
 
     def deadline(self) -> float:
-        """When the call that has to wait now must have ended."""
         return self.until or monotonic() + self.timeout
 
     def recv_into(self, buffer: Buffer) -> int:
@@ -104,6 +109,8 @@ class TimedSocket(Around):
                 deadline = self._wait(POLLIN, deadline)
 
     def recv(self, size: int) -> bytes:
+        if self.until is not None:
+            self._check_time()
         deadline = self._wait_for_answer() if self._due else None
         while True:
             try:
@@ -121,7 +128,7 @@ class TimedSocket(Around):
 
     def send(self, data: Buffer, _flags: int) -> int:
         # Which are never others than these.
-        self._due = self._answers
+        self._due = self._answers > 0
         deadline = None
         while True:
             try:
@@ -139,6 +146,8 @@ class TimedSocket(Around):
 
     def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
         now = (*arguments[:-1], arguments[-1] | MSG_DONTWAIT)
+        if self.until is not None:
+            self._check_time()
         call = getattr(self.sock, name)
         deadline = None
         while True:
@@ -148,21 +157,39 @@ class TimedSocket(Around):
             except BlockingIOError:
                 deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline)
 
+    def _check_time(self) -> None:
+        """Of the calls that have to be done by `until` any but the first may come too late, also without a wait."""
+        if self._begun and self.until is not None and monotonic() >= self.until:
+            raise timed_out()
+        self._begun = True
+
     def _wait_for_answer(self) -> float | None:
-        """Wait before the first try, which would be in vain: as `_wait`, but for a moment without asking the mode."""
-        self._due = 0
+        """
+        Wait before the first try, which would be in vain; return what `_wait` does if that had to go on with it.
+
+        For a moment only, since the mode is not asked before.
+        """
+        self._due = False
         self._answers -= 1
+        begun = monotonic()
         try:
-            if self._readable.poll(_MOMENT):
-                return None
+            ready = self._readable.poll(_MOMENT)
         except RuntimeError as error:
             if "concurrent" not in str(error):
                 raise
             return None  # another thread is asking, and may take what comes
-        return self._wait(POLLIN, None, _MOMENT / 1000)
+        if not ready:
+            return self._wait(POLLIN, None, begun)
+        if monotonic() - begun < _AT_ONCE:
+            self._answers = 0
+        return None
 
-    def _wait(self, event: int, deadline: float | None, waited: float = 0) -> float:
-        """Wait for *event*; return the deadline of the call, which is None if it did not try before."""
+    def _wait(self, event: int, deadline: float | None, begun: float | None = None) -> float:
+        """
+        Wait for *event*; return the call's deadline.
+
+        That is given once the call has waited before; or else when it *begun*, if that was not just now.
+        """
         fd = self.sock.fileno()
         poller = self._readable if event == POLLIN else None
         if poller is None:
@@ -170,8 +197,9 @@ class TimedSocket(Around):
         if deadline is None:
             # A nonblocking descriptor never waits, and a duplicate may have made ours one: the kernel knows.
             if not get_blocking(fd):
+                self._answers = 0
                 raise BlockingIOError(errno.EAGAIN, strerror(errno.EAGAIN)) from None
-            deadline = self.until or monotonic() + self.timeout - waited
+            deadline = self.until or (begun or monotonic()) + self.timeout
         elif monotonic() >= deadline:
             # Whatever is there by now, others were quicker the last time too.
             raise timed_out() from None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 from _collections_abc import Sequence
-from _operator import itemgetter
+from _operator import index, itemgetter
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CTRUNC, SOCK_STREAM
 from _warnings import warn
 from itertools import repeat, starmap
@@ -758,6 +758,8 @@ def recv_fds(fd: Fd, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, FileD
 
 
 def _receive(sock: Any, buffers: Any, max_fds: int) -> Received:
+    if type(max_fds) is not int:
+        max_fds = index(max_fds)
     if max_fds < 0:
         raise ValueError(f"max_fds is 0 or more, not {max_fds}")
     views = (buffers,) if type(buffers) is bytearray and buffers else _rooms(buffers)
@@ -779,6 +781,8 @@ def _land(sock: Any, landed: list[Landed], buffers: Sequence[Any]) -> None:
 
 
 def _recv_fds(sock: Any, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, FileDescriptors]:
+    if type(max_fds) is not int:
+        max_fds = index(max_fds)
     if not max_fds >= 0 < bufsize:
         if max_fds < 0:
             raise ValueError(f"max_fds is 0 or more, not {max_fds}")

@@ -13,8 +13,10 @@ import io
 from _warnings import warn
 from _weakref import ref
 from itertools import chain
+from sys import getrefcount
 
 from ._halves import Sink, Source, TextSink, tie
+from ._timing import for_one_call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,7 +165,9 @@ class _CarefulReader:
     return what it has got. That is given back to the source, and the failure raised.
     """
 
-    __slots__ = ("_reader", "_source", "readline")
+    __slots__ = ("_reader", "_source", "kept", "readline")
+    # What is to live as long as this does.
+    kept: object
 
     def __init__(self, reader: Any, source: Source) -> None:
         self._reader = reader
@@ -176,12 +180,15 @@ class _CarefulReader:
 
     def _gently(self, call: Callable[[Any], Any], argument: Any) -> Any:
         source = self._source
+        if source.excuse is not None:
+            raise source.spared()
+        source.one_call = for_one_call(source.raw._sock)
         source.gentle = True
-        source.excuse = None
         try:
             return call(argument)
         finally:
             source.gentle = False
+            source.one_call = None
             if source.midline:
                 source.unread(self._take_buffered())
                 source.midline = False
@@ -239,11 +246,14 @@ class _CarefulReader:
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         lines: list[bytes] = []
+        self._source.one_call = for_one_call(self._source.raw._sock)
         try:
             gather_lines(self.readline, hint, lines)
         except BaseException:
             self._source.unread(b"".join(lines))
             raise
+        finally:
+            self._source.one_call = None
         return lines
 
 
@@ -284,10 +294,54 @@ def _no_writing(*args: object) -> Any:
     raise io.UnsupportedOperation("not writable")
 
 
+class _Rest:
+    """
+    What is left of a file that was let go of while somebody holds a method of it, as ``open(path).read()`` does.
+
+    What the methods are of has hold of this, so they can be used, and the connection ends with them.
+    """
+
+    __slots__ = ("_chunks", "_halves", "_stream")
+
+    def __init__(self, stream: UdStream, chunks: list[bytes], *halves: Source | Sink | None) -> None:
+        self._stream = stream
+        self._chunks = chunks
+        self._halves = halves
+
+    def __del__(self) -> None:
+        try:
+            if self._chunks and not self._stream.closed:
+                self._stream.write_all(b"".join(self._chunks))
+        finally:
+            self._stream.close()
+            for half in self._halves:
+                if half is not None:
+                    half.shut()
+
+
+def _references(holder: object, name: str) -> int:
+    """How many there are to the method that is in this slot."""
+    method = getattr(holder, name)
+    return getrefcount(method)
+
+
+class _Alone:
+    __slots__ = ("method",)
+
+    def __init__(self) -> None:
+        self.method: Any = [].append
+
+
+# If nobody else has one.
+_ALONE = _references(_Alone(), "method")
+
+
 class _File:
     """What binary and text files have in common: one stream, and the two halves over it."""
 
     __slots__ = ()
+    # The slots that are filled with methods of other objects.
+    _methods: tuple[str, ...]
     _source: Source | None
     _sink: Any
     _stream: UdStream
@@ -353,17 +407,25 @@ class _File:
         The stream is closed even when the sending fails: with the error of that, a `TimeoutError` say.
         """
         stream = self._stream
-        sink = self._sink
         try:
-            # With a source beside it, a sink knows when nothing is left.
-            if not stream.closed and sink is not None and (sink.unsent or sink.source is None):
-                self.flush()
+            if not stream.closed:
+                self._send_the_rest()
+                # Other files over the same stream go with it.
+                for file in [reference() for reference in stream._files]:
+                    if file is not None and file is not self:
+                        file._send_the_rest()
         finally:
             stream.close()
             # The stream tells its files; but not one that is being collected, which it may not know any more, nor
             # if a signal handler raised just then.
             if id(self) in _OPEN:
                 self._stream_closed()
+
+    def _send_the_rest(self) -> None:
+        sink = self._sink
+        # With a source beside it, a sink knows when nothing is left.
+        if sink is not None and (sink.unsent or sink._chunks or sink.source is None):
+            self.flush()
 
     def _stream_closed(self) -> None:
         """What the stream says when it is closed: the layers in C ask the halves, and are to know."""
@@ -385,7 +447,31 @@ class _File:
                 warn(f"unclosed file {self!r}", ResourceWarning, 2, self)
         finally:
             # Also where warnings are errors.
-            self.close()
+            if stream.closed or not self._left_to_methods():
+                self.close()
+
+    def _left_to_methods(self) -> bool:
+        """Whether somebody holds methods that this file gave out; then what those are of takes it over."""
+        held = [
+            getattr(self, name).__self__
+            for name in self._methods
+            if _references(self, name) > _ALONE and hasattr(getattr(self, name), "__self__")
+        ]
+        if not held:
+            return False
+        sink = self._sink
+        chunks: list[bytes] = [] if sink is None else sink._chunks
+        # Without a cycle, if it can be: whoever holds it must not be held by it.
+        if self._writer not in held and sink not in held:
+            rest = _Rest(self._stream, chunks, self._source, sink)
+        else:
+            if len(held) == 1:
+                sink.untie()
+            rest = _Rest(self._stream, chunks, None if sink in held else sink)
+        for owner in held:
+            owner.kept = rest
+        _OPEN.pop(id(self), None)
+        return True
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -415,6 +501,7 @@ class BinaryFile(_File, _BinaryBase):
         "_stream": "",
         "_writer": "",
     }
+    _methods = ("read", "readinto", "readline", "write")
     if TYPE_CHECKING:
 
         def read(self, size: int | None = -1, /) -> bytes: ...  # noqa: D102
@@ -428,7 +515,7 @@ class BinaryFile(_File, _BinaryBase):
             "readinto": "readinto(buffer): fill the buffer; fewer bytes only at the end of file.",
             "readline": "readline(size=-1): one line with its newline, or up to *size* bytes of it.",
             "write": "write(data): take all of data into the buffer; an exception means that none was taken, but for "
-            "a BlockingIOError: its characters_written says how much was.",
+            "a BlockingIOError, whose characters_written says how much was, and for what a signal's handler raised.",
         }
 
     def __init__(
@@ -447,7 +534,8 @@ class BinaryFile(_File, _BinaryBase):
             self._reader = _CarefulReader(reader, source) if source.careful else reader
             self.read = self._reader.read  # type: ignore[method-assign]
             self.readinto = self._reader.readinto  # type: ignore[method-assign]
-            self.readline = self._reader.readline  # type: ignore[method-assign]
+            # Its own, also of a careful one: see `_File._methods_held`.
+            self.readline = reader.readline  # type: ignore[method-assign]
         else:
             self.read = self.readinto = self.readline = _no_reading  # type: ignore[method-assign]
         if sink is None:
@@ -547,6 +635,7 @@ class TextFile(_File, _TextBase):
         "_stream": "",
         "_writer": "",
     }
+    _methods = ("readline", "write")
     if TYPE_CHECKING:
 
         def readline(self, size: int | None = -1, /) -> str: ...  # type: ignore[override]  # noqa: D102
@@ -554,7 +643,8 @@ class TextFile(_File, _TextBase):
     else:
         __slots__ |= {
             "readline": "readline(size=-1): one line, ended by a newline, or up to *size* characters of it.",
-            "write": "write(text): take all of text into the buffer; an exception means that none was taken.",
+            "write": "write(text): take all of text into the buffer; an exception means that none was taken, but for "
+            "what a signal's handler raised.",
         }
 
     def __init__(
@@ -641,6 +731,7 @@ class TextFile(_File, _TextBase):
         if size is None or size < 0:
             return reader.read()  # type: ignore[no-any-return]
         source.gentle = True
+        source.one_call = for_one_call(self._stream._sock)
         try:
             return reader.read(size)  # type: ignore[no-any-return]
         except OSError:
@@ -649,6 +740,7 @@ class TextFile(_File, _TextBase):
             raise
         finally:
             source.gentle = False
+            source.one_call = None
 
     def readlines(self, hint: int | None = -1) -> list[str]:  # type: ignore[override]
         """
@@ -658,12 +750,15 @@ class TextFile(_File, _TextBase):
         """
         _, source = self._reading()
         lines: list[str] = []
+        source.one_call = for_one_call(self._stream._sock)
         try:
             gather_lines(self.readline, hint, lines)
         except BaseException:
             if lines:
                 source.refuse("readlines() failed in the middle, and the lines it had are lost")
             raise
+        finally:
+            source.one_call = None
         return lines
 
     def _reading(self) -> tuple[Any, Source]:

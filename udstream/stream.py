@@ -441,11 +441,6 @@ class UdStream(io.RawIOBase):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return wait(self.fileno(), events, deadline)
 
-    def _deadline(self) -> float | None:
-        """When a call that starts now must have ended."""
-        seconds = self.timeout
-        return None if seconds is None else monotonic() + seconds
-
     # --- one system call each ---
 
     def readinto(self, buffer: Buffer) -> int | None:
