@@ -229,10 +229,10 @@ class Sink:
         # One step, not a loop.
         for free in self._attempts:
             if free:
-                if self._sending:
-                    self._lock.release()
-                    break
+                further_out = self._sending
                 try:
+                    if further_out:
+                        break
                     self._sending = True
                     # Before the last look at the chunks, so that what is put meanwhile is noted after it.
                     self._room = -1
@@ -249,7 +249,7 @@ class Sink:
                     self.unsent = True
                     raise
                 finally:
-                    self._sending = False
+                    self._sending = further_out
                     self._lock.release()
             break
         return False
