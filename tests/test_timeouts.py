@@ -847,15 +847,19 @@ def test_in_a_conversation_a_read_waits_first(pair: tuple[UdStream, UdStream], c
     assert calls[:2] == ["send", "poll"]
 
 
-def test_answers_that_are_there_are_not_waited_for(pair: tuple[UdStream, UdStream], calls: Calls) -> None:
-    """Where answers come early, one read soon finds out that there is nothing to wait for; then none polls."""
+@pytest.mark.parametrize("at_once", [PATIENCE, 0.0], ids=["early", "late"])
+def test_answers_that_are_there_are_not_waited_for(
+    at_once: float, pair: tuple[UdStream, UdStream], calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where answers come early, the reads soon find out that there is nothing to wait for; then none polls."""
     here, there = pair
-    for _ in range(2 * _timing._ANSWERS):
+    monkeypatch.setattr(_timing, "_AT_ONCE", at_once)
+    for _ in range(_timing._ANSWERS + 1):
         there.write(b"y")
         here.write(b"x")
         calls.clear()
         assert here.readinto(bytearray(1)) == 1
-    assert calls == ["recv_into"]
+    assert calls == (["recv_into"] if at_once else ["poll", "recv_into"])
 
 
 def test_the_rest_of_an_answer_is_not_waited_for(pair: tuple[UdStream, UdStream], calls: Calls) -> None:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     Cmsgs = Iterable[tuple[int, int, Buffer]]
 
 _SENDING_NOW = MSG_NOSIGNAL | MSG_DONTWAIT
-# For so many milliseconds an answer is waited for at once, and for so many answers in a row; then one try shows
-# whether they still have to be. If one took less than so many seconds, it was there before.
+# An answer is waited for at once, for so many milliseconds. What took less than so many seconds was there before;
+# after so many of those in a row the next is tried for first.
 _MOMENT = 10
-_ANSWERS = 64
-_AT_ONCE = 2e-6
+_AT_ONCE = 1e-6
+_ANSWERS = 4
 
 
 def checked_timeout(seconds: float | None) -> float | None:
@@ -87,7 +87,7 @@ class TimedSocket(Around):
         self.until = until
         # What to poll for something to receive, made when it is first needed: a conversation needs it often.
         self._readable: Any = None
-        # For how many more answers it is best to wait at once; and whether one is due.
+        # For how many more answers, if they are there before, to wait at once; and whether one is due.
         self._answers = 0
         self._due = False
         self._begun = False
@@ -170,7 +170,6 @@ class TimedSocket(Around):
         For a moment only, since the mode is not asked before.
         """
         self._due = False
-        self._answers -= 1
         begun = monotonic()
         try:
             ready = self._readable.poll(_MOMENT)
@@ -181,7 +180,9 @@ class TimedSocket(Around):
         if not ready:
             return self._wait(POLLIN, None, begun)
         if monotonic() - begun < _AT_ONCE:
-            self._answers = 0
+            self._answers -= 1
+        else:
+            self._answers = _ANSWERS
         return None
 
     def _wait(self, event: int, deadline: float | None, begun: float | None = None) -> float:
