@@ -465,7 +465,7 @@ class _File:
         if self._writer not in held and sink not in held:
             rest = _Rest(self._stream, chunks, self._source, sink)
         else:
-            if len(held) == 1:
+            if sink is not None and len(held) == 1:
                 sink.untie()
             rest = _Rest(self._stream, chunks, None if sink in held else sink)
         for owner in held:
