@@ -433,6 +433,8 @@ class TextSink(Sink):
 
     __slots__ = ("_before_write", "_emptied_by", "_sure", "write")
     _takes_all = True
+    closed: bool | _BeforeWrite
+    unsent: bool
     write: Any
 
     def __init__(self, raw: Raw, limit: int) -> None:
@@ -515,6 +517,7 @@ class _BeforeWrite:
     """What a text sink has for ``closed`` while it wants to know of the next write before it is taken."""
 
     __slots__ = ("_sink",)
+    _sink: TextSink
 
     def __init__(self, sink: TextSink) -> None:
         self._sink = sink
@@ -540,6 +543,7 @@ class _BeforeRead:
     """What a source has for ``closed`` while its sink has something to send before the next read."""
 
     __slots__ = ("_sink",)
+    _sink: Sink
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink

@@ -341,7 +341,7 @@ class _File:
 
     __slots__ = ()
     # The slots that are filled with methods of other objects.
-    _methods: tuple[str, ...]
+    _methods: tuple[str, ...] = ()
     _source: Source | None
     _sink: Any
     _stream: UdStream
@@ -501,7 +501,7 @@ class BinaryFile(_File, _BinaryBase):
         "_stream": "",
         "_writer": "",
     }
-    _methods = ("read", "readinto", "readline", "write")
+    _methods: tuple[str, ...] = ("read", "readinto", "readline", "write")
     if TYPE_CHECKING:
 
         def read(self, size: int | None = -1, /) -> bytes: ...  # noqa: D102
@@ -534,7 +534,7 @@ class BinaryFile(_File, _BinaryBase):
             self._reader = _CarefulReader(reader, source) if source.careful else reader
             self.read = self._reader.read  # type: ignore[method-assign]
             self.readinto = self._reader.readinto  # type: ignore[method-assign]
-            # Its own, also of a careful one: see `_File._methods_held`.
+            # Its own, also of a careful one: see `_File._left_to_methods`.
             self.readline = reader.readline  # type: ignore[method-assign]
         else:
             self.read = self.readinto = self.readline = _no_reading  # type: ignore[method-assign]
@@ -635,7 +635,7 @@ class TextFile(_File, _TextBase):
         "_stream": "",
         "_writer": "",
     }
-    _methods = ("readline", "write")
+    _methods: tuple[str, ...] = ("readline", "write")
     if TYPE_CHECKING:
 
         def readline(self, size: int | None = -1, /) -> str: ...  # type: ignore[override]  # noqa: D102
