@@ -73,6 +73,13 @@ ROWS = [
         ("places at which a handler raised", "signals whose handler raised", "MiB moved"),
     ),
     Row(
+        "What a file's write took is sent once and in order, whatever comes in between",
+        "a second writer, or a handler that raises, at each place of a call that sends; handlers that write to the file "
+        "they interrupt; storms of alarms",
+        "test_sends.py",
+        ("places at which another thread wrote", "places at which a handler raised"),
+    ),
+    Row(
         "Many clients at once: none lost, none mixed up, and nobody connected who is not",
         "clients against one listener, and against a full backlog; slow peers; a gigabyte without a newline",
         "test_load.py",

@@ -259,6 +259,11 @@ class Sink:
         self._before_read = _BeforeRead(self)
         self.source = source
 
+    def heed(self) -> None:
+        """See to it that the next call, of whatever kind, looks for what a reader was spared."""
+        self.unsent = True
+        self._room = -1
+
     def untie(self) -> None:
         """Forget the reading half: nobody can use it any more."""
         self.source = self._before_read = self._writer = None
@@ -473,6 +478,10 @@ class TextSink(Sink):
         """See to it that the next call of the text layer comes by `_BeforeWrite`."""
         self.closed = self.raw.closed or self._before_write
 
+    def heed(self) -> None:
+        Sink.heed(self)
+        self.watch()
+
     def send_text(self) -> None:
         """Send all that was written, or raise."""
         if self._writer is None:
@@ -530,6 +539,8 @@ class _BeforeWrite:
             sink.drain()
         source = sink.source
         raw = sink.raw
+        if source is not None and source.excuse is not None:
+            raise source.spared()
         # From here until the text is taken there is no call and no jump back, where another thread, or a signal
         # handler, could come between.
         if source is not None:
@@ -559,9 +570,7 @@ class _BeforeRead:
             except BaseException as error:  # noqa: BLE001
                 # A signal handler's. For io.BufferedReader anything that is raised here means that it is closed.
                 source.excuse = error
-                # So that the next call of whatever kind looks.
-                sink.unsent = True
-                sink._room = -1
+                sink.heed()
         return sink.raw.closed
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Cmsgs = Iterable[tuple[int, int, Buffer]]
 
 _SENDING_NOW = MSG_NOSIGNAL | MSG_DONTWAIT
-# An answer is waited for at once, for so many milliseconds. What took less than so many seconds was there before;
-# after so many of those in a row the next is tried for first.
+# An answer is waited for before the first try, for so many milliseconds. One that took less than so many seconds was
+# there already; after so many of those in a row the next is tried for first.
 _MOMENT = 10
 _AT_ONCE = 1e-6
 _ANSWERS = 4
@@ -87,9 +87,10 @@ class TimedSocket(Around):
         self.until = until
         # What to poll for something to receive, made when it is first needed: a conversation needs it often.
         self._readable: Any = None
-        # For how many more answers, if they are there before, to wait at once; and whether one is due.
+        # How many more answers may be there already before reads try first again; and whether an answer is due.
         self._answers = 0
         self._due = False
+        # Whether one of the calls that have to be done by `until` was made.
         self._begun = False
 
     def for_one_call(self) -> TimedSocket:

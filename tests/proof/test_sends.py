@@ -50,7 +50,9 @@ def everything(theirs: socket.socket) -> bytes:
     ("mode", "call"),
     [("rwb", "flush"), ("rwb", "readline"), ("rwb", "write"), ("rw", "flush"), ("rw", "readline")],
 )
-def test_a_second_writer_at_any_place(mode: str, call: str) -> None:
+def test_a_second_writer_at_any_place(
+    mode: str, call: str, record_property: Callable[[str, object], None]
+) -> None:
     """What another thread writes in the middle of a call of ours arrives, at the latest as the file is closed."""
     at = 0
     reached = True
@@ -81,11 +83,14 @@ def test_a_second_writer_at_any_place(mode: str, call: str) -> None:
             assert got.count(b"c") == (20_000 if call == "write" else 0)
         at += 1
     assert at > 20
+    record_property("places at which another thread wrote", at)
 
 
 @BOTH
 @pytest.mark.parametrize("call", ["flush", "readline"])
-def test_a_handler_that_raises_at_any_place(mode: str, call: str) -> None:
+def test_a_handler_that_raises_at_any_place(
+    mode: str, call: str, record_property: Callable[[str, object], None]
+) -> None:
     """What a write had taken arrives as the file is closed, wherever the call after it was stopped."""
     at = 0
     reached = True
@@ -110,6 +115,7 @@ def test_a_handler_that_raises_at_any_place(mode: str, call: str) -> None:
             assert everything(theirs) == b"request\n", at
         at += 1
     assert at > 8
+    record_property("places at which a handler raised", at)
 
 
 @pytest.mark.parametrize("mode", ["rwb", "rw", "w"])
@@ -159,21 +165,22 @@ def test_a_handler_that_flushes_the_same_file() -> None:
     assert reader == [bytes(2_000_000)]
 
 
-def test_what_a_handler_raised_is_not_swallowed() -> None:
+@BOTH
+def test_what_a_handler_raised_is_not_swallowed(mode: str) -> None:
     """Where a line was at hand as it was raised in `readline`, the next call raises it."""
     for then in ("write", "flush", "close"):
         stream, theirs = ends()
         with theirs:
             theirs.sendall(b"one\ntwo\n")
-            file = stream.makefile("rwb")
-            assert file.readline() == b"one\n"
-            file.write(b"request\n")
+            file = stream.makefile(mode)
+            assert file.readline() == text(mode, "one\n")
+            file.write(text(mode, "request\n"))
             sink = file._sink
             send, sink._attempts = sink._attempts, iter(partial(stop), None)
-            assert file.readline() == b"two\n"
+            assert file.readline() == text(mode, "two\n")
             sink._attempts = send
             with pytest.raises(Stop):
-                getattr(file, then)(*([b"more\n"] if then == "write" else []))
+                getattr(file, then)(*([text(mode, "more\n")] if then == "write" else []))
             file.close()
             assert everything(theirs) == b"request\n"
 
