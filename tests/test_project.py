@@ -35,7 +35,7 @@ FLOORS = [
     {"_waiting", "_shutdown", "address"},
     {"_csocket"},
     {"_timing"},
-    {"_halves"},
+    {"_sink", "_source"},
     {"ancillary", "files", "_activation"},
     {"_collecting"},
     {"stream"},

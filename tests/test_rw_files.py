@@ -19,7 +19,7 @@ import pytest
 from connections import conversation, data_for, everything, here, stream_of
 from meanwhile import PATIENCE, beside
 
-from udstream import Shutdown, UdStream, _halves
+from udstream import Shutdown, UdStream, _sink
 
 pytestmark = pytest.mark.usefixtures("no_endless_wait")
 
@@ -759,7 +759,7 @@ def test_a_read_does_not_send_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
         assert next(rounds) < 100_000, "it sends for ever"
         return True
 
-    monkeypatch.setattr(_halves.Sink, "send_for_reader", send_a_little)
+    monkeypatch.setattr(_sink.Sink, "send_for_reader", send_a_little)
     one, other = UdStream.pair()
     one.timeout = 0.05
     with other, one.makefile("rwb") as file:

@@ -1,9 +1,9 @@
 """
 Buffered and text files over a raw stream: what `UdStream.makefile` and `udstream.open` give back.
 
-`BinaryFile` and `TextFile` are what the user holds. They stand on the halves of `_halves`, with the layers of
-`io`, in C, between. Their hot methods are slots, filled with the bound methods of those layers: a method
-of ours in the way would cost as much as the layer itself.
+`BinaryFile` and `TextFile` are what the user holds. They stand on two halves, a `Source` that receives and
+a `Sink` that sends, with the layers of `io`, in C, between. Their hot methods are slots, filled with the bound
+methods of those layers: a method of ours in the way would cost as much as the layer itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from _weakref import ref
 from itertools import chain
 from sys import getrefcount
 
-from ._halves import Sink, Source, TextSink, tie
+from ._sink import Sink, TextSink
+from ._source import Source
 from ._timing import for_one_call
 
 TYPE_CHECKING = False
@@ -547,7 +548,8 @@ class BinaryFile(_File, _BinaryBase):
             self.write = self._writer.write  # type: ignore[method-assign]
         else:
             self.write = sink.put  # type: ignore[method-assign]
-        tie(source, sink)
+        if source is not None and sink is not None and source.sink is None:
+            sink.tie(source)
         self._opened(stream)
 
     def _stream_closed(self) -> None:
@@ -679,9 +681,9 @@ class TextFile(_File, _TextBase):
             if size != writer._CHUNK_SIZE:
                 writer._CHUNK_SIZE = size
             self.write = writer.write  # type: ignore[method-assign]
-            if mode.reading:
+            if self._source is not None:
                 sink.empties(writer)
-        tie(self._source, self._sink)
+                sink.tie(self._source)
         self._opened(stream)
 
     @property
