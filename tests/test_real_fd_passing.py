@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from descriptors import MULTIPROCESSING_ACKNOWLEDGES
 from real import PATIENCE, Program, environment, needs, python, running
 
 from udstream import FileDescriptors, UdStream, UdStreamListener
@@ -529,7 +530,11 @@ def test_multiprocessing_reduction(folder: Path, numbered: list[IO[bytes]]) -> N
                 data, fds = stream.recv_fds(1)
                 assert data == bytes([len(numbers)])
                 assert_numbered(fds, numbers)
+                if MULTIPROCESSING_ACKNOWLEDGES:
+                    stream.write_all(b"A")
             stream.send_fds(b"\1", [files[2]])
             stream.send_fds(b"\3", files)
+            if MULTIPROCESSING_ACKNOWLEDGES:
+                assert stream.read_exact(2) == b"AA"
             assert message(stream) == b"file number 2, file number 0, file number 1, file number 2"
         peer.finish()

@@ -26,7 +26,7 @@ from udstream import UdStream, UdStreamListener
 @pytest.fixture
 def redis(folder: Path) -> Iterator[Program]:
     command = ["redis-server", "--port", "0", "--unixsocket", str(folder / "redis.sock"), "--save", ""]
-    with running(*command, "--dir", str(folder), env=environment(folder), ready="ready to accept") as program:
+    with running(*command, "--dir", str(folder), env=environment(folder), ready="eady to accept") as program:
         yield program
 
 

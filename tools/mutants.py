@@ -72,7 +72,7 @@ MEMORY = 4 << 30
 # A mutant may spoil any of these in ways that are not ours to judge, or they take no notice of the code.
 NOT_ASKED = ("test_benchmarks.py", "test_docs.py", "test_project.py", "test_proof.py")
 # What raises at any moment, in coverage's own code too, is run without; it goes with the rest of its file.
-UNMEASURED = "signal or handler or bytecode or fork or fault or thread"
+UNMEASURED = "signal or handler or bytecode or fork or fault or thread or storm"
 
 
 class Mutant(NamedTuple):

@@ -546,7 +546,7 @@ class _BeforeRead:
                 # It sends what it can without waiting; lines that are at hand must not wait for the rest.
                 sink.send_for_reader()
             except BaseException as error:  # noqa: BLE001
-                # A signal handler's. For io.BufferedReader anything that is raised here means that it is closed.
+                # A signal handler's. Up to Python 3.14, for io.BufferedReader anything raised here means that it is closed.
                 source.excuse = error
                 sink.heed()
         return sink.raw.closed

@@ -257,7 +257,9 @@ def copy_of(name: str) -> Any:
     """A copy of one of the modules of CPython's tests, in which names can be replaced."""
     spec = importlib.util.find_spec(f"test.{name}")
     assert spec is not None and spec.origin is not None
-    spec = importlib.util.spec_from_file_location(f"cpython_{name}", spec.origin)
+    # Beside the original, where its relative imports look.
+    package, _, last = spec.name.rpartition(".")
+    spec = importlib.util.spec_from_file_location(f"{package}.cpython_{last}", spec.origin)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -406,8 +407,8 @@ def test_file_that_is_stopped_as_it_sends(mode: str) -> None:
             try:
                 reached = outcome(partial(written_and_read, file), at) is not None
             except ValueError:
-                # What is raised as it asks for `closed`, io.BufferedReader takes for yes. We keep it for later; but
-                # not before the first instruction that does so.
+                # What is raised as it asks for `closed`, io.BufferedReader took for yes up to Python 3.14. We keep it
+                # for later; but not before the first instruction that does so.
                 mistaken += 1
             assert free_for_others(lock), f"the lock is kept after a signal at place {at}"
             there.shutdown(Shutdown.BOTH)
@@ -416,7 +417,7 @@ def test_file_that_is_stopped_as_it_sends(mode: str) -> None:
             assert id(file) not in files._OPEN
         at += 1
     assert at > 30
-    assert mistaken == (mode == "rwb")
+    assert mistaken == (mode == "rwb" and sys.version_info < (3, 15))
 
 
 # --- storms ---

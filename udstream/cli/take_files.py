@@ -75,11 +75,16 @@ def _receive(stream: UdStream, args: argparse.Namespace, owned: ExitStack) -> tu
     while True:
         room = 253 if args.max is None else min(253, args.max - len(fds))
         received = stream.recv_ancillary(buffer, max_fds=room)
-        fds += owned.enter_context(received.fds)
+        # Not enter_context(), for which Python 3.15 imports a module, when there may be no descriptor left to do it with.
+        owned.callback(received.fds.close)
+        fds += received.fds
         if received.truncated:
+            reason = "this process is at its limit of open files"
             if args.max is not None and len(received.fds) == room:
-                raise Failure(args.path, f"more than {args.max} files came")
-            raise Failure(args.path, "this process is at its limit of open files")
+                reason = f"more than {args.max} files came"
+            # What is to be done on the way out may need a descriptor itself.
+            owned.close()
+            raise Failure(args.path, reason)
         if not received.nbytes:
             return fds, _names(bytes(payload), len(fds))
         payload += buffer[: received.nbytes]
