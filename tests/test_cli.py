@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -114,6 +115,15 @@ def client(path: object) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def until_it_listens(path: object) -> socket.socket:
+    """A client of a server that does not say when it listens."""
+    while True:
+        try:
+            return client(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            time.sleep(0.01)
 
 
 def send_all_that_goes(conn: socket.socket) -> None:
@@ -293,6 +303,137 @@ def test_written_to_a_closed_stdout(server: socket.socket, folder: Path) -> None
         conn.send(b"x")
         assert process.communicate(timeout=LONG)[1] == b"udstream: stdout: Bad file descriptor\n"
     assert process.returncode == 1
+
+
+PRINTING = [["doctor"], ["--version"], ["--help"], ["connect", "--help"], ["demo"], ["who", "s"]]
+
+
+@needs_linux
+@pytest.mark.parametrize("command", PRINTING, ids=" ".join)
+def test_result_that_cannot_be_printed(server: socket.socket, folder: Path, command: list[str]) -> None:
+    """A full disk under stdout is an error, in one line: status 1."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            words(*command), env=environment(), cwd=folder, stdout=full, stderr=subprocess.PIPE, timeout=LONG
+        )
+
+    assert done.stderr == b"udstream: stdout: No space left on device\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["--version"], ["demo"], ["who", "s"]], ids=" ".join)
+def test_result_for_a_closed_stdout(server: socket.socket, folder: Path, command: list[str]) -> None:
+    """A result that nobody can get is an error."""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words(*command)],
+        env=environment(),
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        timeout=LONG,
+    )
+
+    assert done.stderr == b"udstream: stdout: Bad file descriptor\n"
+    assert done.returncode == 1
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["connect", "nobody"], 1),
+        pytest.param(
+            ["nonsense"],
+            2,
+            marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="its argparse is stopped by that"),
+        ),
+    ],
+)
+def test_error_that_cannot_be_printed(folder: Path, command: list[str], status: int) -> None:
+    """A full disk under stderr changes no exit status."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words(*command), env=environment(), cwd=folder, stderr=full, timeout=LONG)
+
+    assert done.returncode == status
+
+
+@needs_linux
+def test_note_that_cannot_be_printed(folder: Path) -> None:
+    """Nor does it where all went well."""
+    path = folder / "s"
+    with open("/dev/full", "wb") as full:
+        process = subprocess.Popen(words("listen", "--echo", path), env=environment(), stderr=full)
+        with until_it_listens(path) as conn:
+            conn.sendall(b"all is well")
+            conn.shutdown(socket.SHUT_WR)
+            assert receive_all(conn) == b"all is well"
+
+    assert process.wait(LONG) == 0
+
+
+# ----------------------------------------------------------------------------------------------------- no more threads
+
+# The command line, where the system lets only so many threads start.
+FEW_THREADS = """
+import sys, threading
+from udstream.cli import main
+
+start, left = threading.Thread.start, int(sys.argv[1])
+
+def start_if_there_may_be_one(thread):
+    global left
+    if not left:
+        raise RuntimeError("can't start new thread")
+    left -= 1
+    start(thread)
+
+threading.Thread.start = start_if_there_may_be_one
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def with_few_threads(count: int, *args: object) -> list[str]:
+    """The command that runs a command line of ours with no more than *count* threads of its own."""
+    return [sys.executable, "-W", "error", "-c", FEW_THREADS, str(count), *map(os.fspath, map(_word, args))]
+
+
+def test_echo_with_no_thread_left(folder: Path) -> None:
+    """A client for whom there is no thread is turned away; those that are served go on, and so does the server."""
+    path = folder / "s"
+    # One watches for signals.
+    command = with_few_threads(2, "listen", "--echo", "--keep-open", path)
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        ready(process, path)
+        with client(path) as served:
+            served.sendall(b"one")
+            assert served.recv(3) == b"one"
+            for _ in range(2):
+                with client(path) as turned_away:
+                    assert receive_all(turned_away) == b""
+                assert process.stderr.readline() == f"udstream: {path}: can't start new thread\n".encode()
+            served.sendall(b"two")
+            assert served.recv(3) == b"two"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b""
+        assert process.wait(LONG) == 130
+
+
+def test_connect_with_no_thread_left(server: socket.socket, folder: Path) -> None:
+    """It is an error like any other."""
+    command = with_few_threads(0, "connect", folder / "s")
+    done = subprocess.run(command, env=environment(), capture_output=True, timeout=LONG, check=False)
+
+    assert done.stderr == f"udstream: {folder / 's'}: can't start new thread\n".encode()
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_listen_with_no_thread_left(folder: Path) -> None:
+    """Nothing is bound where a signal could not end it in order."""
+    command = with_few_threads(0, "listen", folder / "s")
+    done = subprocess.run(command, env=environment(), capture_output=True, timeout=LONG, check=False)
+
+    assert done.stderr == f"udstream: {folder / 's'}: can't start new thread\n".encode()
+    assert (done.returncode, os.listdir(folder)) == (1, [])
 
 
 # --------------------------------------------------------------------------------------------------------- connect

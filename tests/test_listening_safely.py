@@ -676,6 +676,23 @@ def test_authorize_by_a_callable(folder: Path) -> None:
     assert asked == [(os.getpid(), os.geteuid(), os.getegid())] * 2
 
 
+def test_authorize_that_raises_stop_iteration(folder: Path) -> None:
+    """It does not end the loop of the server, as if nothing were wrong."""
+    allowed: set[int] = set()
+
+    def look_up(peer: ancillary.Credentials) -> bool:
+        return next(True for uid in allowed if uid == peer.uid)
+
+    with UdStreamListener.bind(folder / "s", authorize=look_up) as listener:
+        with UdStream.connect(folder / "s"), pytest.raises(RuntimeError, match="StopIteration"):
+            for _ in listener:
+                raise AssertionError("it let somebody in")
+        allowed.add(os.geteuid())
+        with UdStream.connect(folder / "s") as client, next(iter(listener)) as served:
+            served.write(b"in")
+            assert client.read(2) == b"in"
+
+
 @as_root
 def test_authorize_looks_at_the_peer(folder: Path) -> None:
     """The credentials are those of the process that connected."""
@@ -985,6 +1002,7 @@ def test_a_listener_is_no_inherited_connection(folder: Path, manager: Callable[.
     [
         {"LISTEN_FDS": "x"},
         {"LISTEN_FDS": "-1"},
+        {"LISTEN_FDS": "99999999999"},
         {"LISTEN_PID": "x"},
         {"LISTEN_FDNAMES": "a:b"},
         {"LISTEN_FDNAMES": ""},

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -635,6 +636,32 @@ def test_broken_pipe_is_said(mode: str) -> None:
             with pytest.raises(BrokenPipeError):
                 file.write(data_for(mode, data))
                 file.flush()
+            with suppress(BrokenPipeError):
+                file.close()
+
+
+@pytest.mark.parametrize("flushing", [False, True])
+@pytest.mark.parametrize("buffering", [-1, 1])
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+def test_who_writes_on_after_a_broken_pipe(mode: str, buffering: int, flushing: bool) -> None:
+    """A writer that goes on, as a logger does, is told so each time; what can never be sent is not heaped up."""
+    if "b" in mode and buffering == 1:
+        pytest.skip("binary files have no line buffering")
+    for size in (1000, 20_000):
+        line = data_for(mode, "x" * size + "\n")
+        with conversation(mode, buffering=buffering) as (file, theirs):
+            theirs.close()
+            tracemalloc.start()
+            try:
+                for _ in range(200):
+                    with suppress(BrokenPipeError):
+                        file.write(line)
+                        if flushing:
+                            file.flush()
+                kept, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert kept < 4 * max(size, io.DEFAULT_BUFFER_SIZE)
             with suppress(BrokenPipeError):
                 file.close()
 

@@ -26,7 +26,6 @@ def inherited_sockets(*, listening: bool) -> list[tuple[CSocket, str | None]]:
     if os.environ.get("LISTEN_PID") is None or _number("LISTEN_PID") != os.getpid():
         return []
     count = _number("LISTEN_FDS")
-    names = _names(count)
     sockets: list[CSocket] = []
     try:
         for fd in range(_FIRST, _FIRST + count):
@@ -34,6 +33,7 @@ def inherited_sockets(*, listening: bool) -> list[tuple[CSocket, str | None]]:
                 sockets.append(_csocket.adopt(fd, listening=listening))
             except OSError as error:
                 raise ValueError(f"LISTEN_FDS is {count}, but file descriptor {fd} is not open") from error
+        names = _names(count)
         for sock in sockets:
             os.set_inheritable(sock.fileno(), False)
     except BaseException:

@@ -441,15 +441,18 @@ class TextSink(Sink):
     def _take(self, data: bytes) -> int:
         """What ``write`` is, but while the text layer is emptied: send, or keep."""
         with self._lock:
-            if self._sending:
-                self._chunks.append(data)
-            elif self._chunks:
-                self._chunks.append(data)
-                self._try_to_drain()
-            else:
-                self._send_or_keep(data)
-            if self._chunks:
-                self.watch()
+            try:
+                if self._sending:
+                    self._chunks.append(data)
+                elif self._chunks:
+                    self._chunks.append(data)
+                    self._try_to_drain()
+                else:
+                    self._send_or_keep(data)
+            finally:
+                # Also where the peer has gone: or what can never be sent would be kept without end.
+                if self._chunks:
+                    self.watch()
         return len(data)
 
     def watch(self) -> None:

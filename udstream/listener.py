@@ -463,6 +463,9 @@ class _Incoming:
             if listener.closed or (getattr(error, "errno", None) == errno.EINVAL and _is_shut_down(sock)):
                 raise StopIteration from None
             raise
+        except StopIteration as error:
+            # It would end the loop of a server as if nothing had been wrong.
+            raise RuntimeError("authorize raised StopIteration") from error
 
 
 # --- one accept ---

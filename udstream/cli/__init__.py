@@ -17,7 +17,16 @@ import sys
 from importlib import import_module
 
 from .kinds import kind
-from .terminal import Failure, OutputClosed, complain, drop_output, flush_output, say, standard_files, version
+from .terminal import (
+    Failure,
+    OutputClosed,
+    complain,
+    flush_output,
+    give_up_the_rest,
+    say,
+    standard_files,
+    version,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except OutputClosed:
-        drop_output()
         return OUTPUT_CLOSED
     except Failure as failure:
         complain(failure.subject, failure.reason)
@@ -117,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         complain(_path(args), error)
         return USAGE
+    finally:
+        give_up_the_rest()
 
 
 def _reason(error: OSError) -> object:

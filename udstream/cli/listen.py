@@ -9,6 +9,7 @@ from .. import Shutdown, UdStream, UdStreamListener
 from . import relay, serving
 from .arguments import add_path
 from .terminal import complain
+from .threads import start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,12 @@ def _echo_to_all(listener: UdStreamListener, args: argparse.Namespace) -> None:
         for stream in serving.admitted(listener, args):
             thread = threading.Thread(target=serve, args=(stream,), daemon=True)
             live[thread] = stream
-            thread.start()
+            try:
+                start(thread)
+            except OSError as error:
+                del live[thread]
+                stream.close()
+                complain(args.path, error.strerror)
     finally:
         for thread, stream in list(live.items()):
             try:

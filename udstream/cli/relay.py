@@ -10,6 +10,7 @@ import threading
 
 from .. import Shutdown, UdStream
 from .terminal import OutputClosed
+from .threads import start
 
 STDIN, STDOUT = 0, 1
 
@@ -37,7 +38,13 @@ def join(stream: UdStream) -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     ours, theirs = UdStream.pair()
     feeder = _Feeder(stream, theirs)
-    feeder.start()
+    try:
+        start(feeder)
+    except OSError:
+        ours.close()
+        theirs.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _drain(stream)

@@ -14,6 +14,7 @@ from .. import UdStream, UdStreamListener
 from ..ancillary import peer_groups
 from . import arguments, identity
 from .terminal import complain, note, printable
+from .threads import start
 
 # The process or the machine is at a limit for the moment; whoever waits in the backlog can wait on.
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -99,7 +100,12 @@ def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
     # Python runs a handler between two steps of its own; a signal that comes just before an accept blocks, it would
     # see to after that. So a thread hears of each signal, and makes the end.
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    try:
+        start(watcher)
+    except OSError:
+        os.close(numbers)
+        os.close(told)
+        raise
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
 
     def end(number: int, frame: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -38,7 +39,8 @@ def printable(text: object) -> str:
 def say(line: str = "") -> None:
     """Print a line of the result; `OutputClosed` when nobody reads it."""
     if sys.stdout is None:
-        return
+        # Closed before we began; a result that nobody gets is none.
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "stdout")
     encoding = sys.stdout.encoding or "utf-8"
     # A terminal that lacks a character is to get an escape for it, not us an error.
     text = line.encode(encoding, "backslashreplace").decode(encoding) + "\n"
@@ -89,11 +91,16 @@ def _output(act: Callable[[], object]) -> None:
         raise
 
 
-def drop_output() -> None:
-    """Give up what nobody reads, which the interpreter would try to flush again at its end."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+def give_up_the_rest() -> None:
+    """Give up what cannot be printed, or the interpreter would try again at its end, and change the exit status."""
+    for number, file in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if file is not None:
+                file.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
 
 
 def standard_files() -> None:
