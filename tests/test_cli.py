@@ -1238,6 +1238,13 @@ def test_pass_sends_nothing_when_a_file_cannot_be_opened(folder: Path, server: s
         server.accept()
 
 
+def test_pass_a_file_without_a_name(folder: Path, server: socket.socket) -> None:
+    """The error is about the file, and not about the socket."""
+    done = run("pass", folder / "s", "")
+
+    assert (done.returncode, done.stderr) == (1, b"udstream: '': No such file or directory\n")
+
+
 def test_pass_to_another_program(folder: Path, server: socket.socket) -> None:
     """One message carries the descriptors, and the names, each with a NUL after it."""
     for name in ("one", "two"):
@@ -1413,10 +1420,28 @@ def test_take_refuses_a_flood_of_names(folder: Path, start: Command) -> None:
     path = folder / "s"
     process = take(start, path, path)
     with client(path) as conn, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        socket.send_fds(conn, [b"x"], [0])
         send_all_that_goes(conn)
 
     assert process.wait(LONG) == 1
     assert process.stderr.read().decode() == f"udstream: {path}: what came is no list of names\n"
+
+
+def test_take_waits_past_a_connection_that_only_talks(folder: Path, start: Command) -> None:
+    """Nor does one that says a lot, and brings no file, end the waiting."""
+    path = folder / "s"
+    process = take(start, path, path)
+    with client(path) as conn, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        send_all_that_goes(conn)
+    assert (
+        process.stderr.readline().decode()
+        == f"udstream: {path}: turned away a client that sent much, and no file\n"
+    )
+
+    run("pass", path, os.devnull)
+
+    assert process.wait(LONG) == 0
+    assert process.stdout.read().count(b"\n") == 1
 
 
 @needs_linux

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -1192,6 +1193,46 @@ def test_no_copies(pair: tuple[UdStream, UdStream]) -> None:
     ):
         with pytest.raises(TypeError, match="UdStream"):
             call(pair[0])  # type: ignore[operator]
+
+
+PROCESSES = """
+import multiprocessing, os, sys
+from udstream import UdStream
+
+def answer(stream):
+    with stream:
+        assert stream.timeout == 9.5
+        assert not os.get_inheritable(stream.fileno())
+        stream.write_all(stream.read_exact(5).upper())
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    here, there = UdStream.pair()
+    with here:
+        with there:
+            there.timeout = 9.5
+            process = context.Process(target=answer, args=(there,))
+            process.start()
+        here.write_all(b"hello")
+        assert here.read_exact(5) == b"HELLO"
+        assert here.read(1) == b""
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_goes_to_a_process_of_multiprocessing(folder: Path, method: str) -> None:
+    """A stream can be an argument of a process, however that is started, which then has a duplicate of its own."""
+    program = folder / "program.py"
+    program.write_text(PROCESSES)
+    command = [sys.executable, "-W", "error", str(program), method]
+    done = subprocess.run(
+        command, env=environment(folder), capture_output=True, timeout=PATIENCE, check=False
+    )
+
+    assert done.stderr == b""
+    assert done.returncode == 0
 
 
 def test_repr(pair: tuple[UdStream, UdStream], folder: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import struct
+import sys
 from _operator import index
 from _warnings import warn
 from time import monotonic
@@ -108,6 +109,9 @@ class UdStream(io.RawIOBase):
 
     Reading and writing follow `io.RawIOBase`: one system call each, short counts, None where a nonblocking
     stream would have to wait. A write never raises ``SIGPIPE``. For buffers or text use `makefile`.
+
+    A subclass may add methods and attributes; its ``__init__`` is not called. To override `readinto` or `write`
+    changes that method alone: files over the stream, and methods that loop, make their system calls themselves.
     """
 
     # The socket object, or what stands round it to time or to collect; and the paths that the user gave,
@@ -332,7 +336,15 @@ class UdStream(io.RawIOBase):
         return f"<{name} fd={self.fileno()}{''.join(ends)}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(f"cannot pickle {type(self).__name__!r} object: pass its descriptor with send_fds")
+        # Only multiprocessing, while it starts a process, sees to it that descriptors get there.
+        context = sys.modules.get("multiprocessing.context")
+        if context is None or context.get_spawning_popen() is None:
+            raise TypeError(
+                f"cannot pickle {type(self).__name__!r} object: pass its descriptor with send_fds"
+            )
+        from multiprocessing.reduction import DupFd
+
+        return _arrived, (type(self), DupFd(self.fileno()), self.timeout)
 
     @property
     def name(self) -> int:
@@ -1016,6 +1028,18 @@ def _set_send_timeout(sock: CSocket, seconds: float) -> None:
     if seconds:
         micros = micros if whole or micros else 1
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, struct.pack("@ll", whole, micros))
+
+
+def _arrived(cls: type[UdStream], duplicate: Any, seconds: float | None) -> UdStream:
+    """In a process that multiprocessing has started: a stream on what it was given."""
+    fd = duplicate.detach()
+    try:
+        stream = cls.from_fd(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    stream.timeout = seconds
+    return stream
 
 
 def _annotate(error: BaseException, **facts: object) -> None:

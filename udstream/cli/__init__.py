@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(failure.subject, failure.reason)
         return failure.status
     except OSError as error:
-        complain(error.filename or _path(args), _reason(error))
+        complain(_path(args) if error.filename is None else error.filename or "''", _reason(error))
         return ERROR
     except NotImplementedError as error:
         complain(_path(args), error)

@@ -15,7 +15,7 @@ from .. import UdStream
 from . import arguments, serving
 from .arguments import add_path
 from .kinds import kind
-from .terminal import Failure, printable, table
+from .terminal import Failure, complain, printable, table
 
 # The first descriptor that COMMAND gets: the one after stderr.
 FIRST = 3
@@ -89,7 +89,10 @@ def _receive(stream: UdStream, args: argparse.Namespace, owned: ExitStack) -> tu
             return fds, _names(bytes(payload), len(fds))
         payload += buffer[: received.nbytes]
         if len(payload) > max(1, len(fds)) * _LONGEST_NAME:
-            raise Failure(args.path, "what came is no list of names")
+            if fds:
+                raise Failure(args.path, "what came is no list of names")
+            complain(args.path, "turned away a client that sent much, and no file")
+            return [], []
 
 
 def _names(payload: bytes, count: int) -> list[str]:
