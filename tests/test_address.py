@@ -18,7 +18,7 @@ from connections import listening
 from meanwhile import PATIENCE
 from real import environment, python
 
-from udstream import UdSocketPath, UdStream, _csocket
+from udstream import UdSocketPath, UdStream, _csocket, _platform
 
 if TYPE_CHECKING:
     from udstream.address import SocketPath
@@ -258,6 +258,23 @@ def test_made_only_by_its_makers() -> None:
     """UdSocketPath() itself says which makers there are."""
     with pytest.raises(TypeError, match=r"file\(\).*namespaced\(\).*unnamed\(\)"):
         UdSocketPath()
+
+
+def test_what_another_kernel_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no way round the limit for paths, or no abstract namespace, that is said before any call."""
+    monkeypatch.setattr(_platform, "SUN_PATH_MAX", 103)
+    monkeypatch.setattr(_platform, "HAS_LONG_PATHS", False)
+    monkeypatch.setattr(_platform, "HAS_ABSTRACT_NAMESPACE", False)
+
+    assert FILE("p" * 103).sockaddr() == b"p" * 103
+    with pytest.raises(ValueError, match="104 bytes long; the most this kernel takes is 103"):
+        FILE("p" * 104).sockaddr()
+    for use in (FILE("p" * 104), "p" * 104):
+        with pytest.raises(ValueError, match="104 bytes long"):
+            UdStream.connect(use)
+    with pytest.raises(NotImplementedError, match="only Linux"):
+        NAMESPACED("x").sockaddr()
+    assert NAMESPACED("x" * 107).fits
 
 
 # --- what reaches whom ---

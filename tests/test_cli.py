@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import errno
+import fcntl
+import gc
 import grp
+import io
 import os
 import pty
 import pwd
@@ -13,17 +18,24 @@ import socket
 import stat
 import subprocess
 import sys
+import termios
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from connections import fill
+from descriptors import is_open
+from meanwhile import in_thread
 
 import udstream
-from udstream.cli import COMMANDS, main
+from udstream import UdStream, _platform
+from udstream.cli import COMMANDS, identity, listen, main, relay, serving
+from udstream.cli.terminal import OutputClosed
 
 ROOT = Path(udstream.__file__).parent.parent
 LONG = 60
@@ -137,6 +149,34 @@ def receive_all(conn: socket.socket) -> bytes:
     return b"".join(iter(lambda: conn.recv(65536), b""))
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    """Return when *condition* holds, and fail if it never does."""
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def waiting_to_be_read(fd: int) -> int:
+    """How many bytes a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def asleep(pid: int) -> bool:
+    """Whether no thread of the process has anything to do."""
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return set(states) == {"S"}
+
+
+def stopped_for_a_while(process: Process) -> None:
+    """Stop the process, as Ctrl-Z does, and let it go on."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    process.send_signal(signal.SIGCONT)
+
+
 # ---------------------------------------------------------------------------------------------- the command itself
 
 
@@ -165,11 +205,17 @@ def test_version() -> None:
         ["connect", "@" + "n" * 108],
         ["connect", "--timeout", "0", "p"],
         ["connect", "--time", "1", "p"],
+        ["--vers"],
+        ["--bogus", "connect", "p"],
+        ["listen", "--mode", "0600", "@abstract"],
         ["listen", "--mode", "rw", "p"],
         ["listen", "--mode", "7777", "p"],
         ["listen", "--allow-user", "no-such-user", "p"],
         ["listen", "--allow-group", "no-such-group", "p"],
         ["listen", "--backlog", "-1", "p"],
+        # Digits, and no number of ours.
+        ["listen", "--backlog", "\N{ARABIC-INDIC DIGIT THREE}", "p"],
+        ["listen", "--allow-user", "\N{ARABIC-INDIC DIGIT THREE}", "p"],
         ["pass", "p"],
         ["take", "--max", "few", "p"],
         ["take", "p", "cat"],
@@ -231,6 +277,15 @@ def test_a_command_without_the_dashes_before_it() -> None:
     assert b"usage: udstream connect" in done.stderr
     assert b"unrecognized arguments: more\n" in done.stderr
 
+    # An option that there is not is no COMMAND, where one is given, or stands before ours.
+    for args in (["take", "--bogus", "in.sock", "--", "cat"], ["--bogus", "connect", "in.sock"]):
+        assert run(*args).stderr.endswith(b"unrecognized arguments: --bogus\n")
+
+
+def test_a_path_that_looks_like_an_option(folder: Path) -> None:
+    """What stands after -- is no option, in commands that take no COMMAND too."""
+    assert run("connect", "--", "-p", cwd=folder).stderr == b"udstream: -p: No such file or directory\n"
+
 
 @pytest.mark.parametrize(
     ("args", "text"),
@@ -239,6 +294,9 @@ def test_a_command_without_the_dashes_before_it() -> None:
         (["in.sock", "--", ""], b"the name of COMMAND is empty"),
         (["in.sock", "--"], b"no COMMAND after --"),
         (["--mode", "999", "in.sock"], b"'999' is no octal mode such as 0600 or 660"),
+        (["--mode", "1777", "in.sock"], b"'1777' is no octal mode such as 0600 or 660"),
+        (["--allow-group", "no-such", "in.sock"], b"no group is called 'no-such'"),
+        ([""], b"argument PATH: the path of a Unix socket is empty"),
         (["--backlog", "-1", "in.sock"], b"'-1' is not 0, 1, 2 or another whole number"),
     ],
 )
@@ -247,6 +305,15 @@ def test_take_of_nothing(args: list[str], text: bytes) -> None:
     done = run("take", *args)
     assert done.returncode == 2
     assert text in done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan", "inf"])
+def test_wrong_timeout(seconds: str) -> None:
+    """A timeout is a number of seconds above 0, and an end."""
+    done = run("connect", "--timeout", seconds, "p")
+
+    assert done.returncode == 2
+    assert f"argument --timeout: '{seconds}' is no number of seconds above 0".encode() in done.stderr
 
 
 def test_error_is_one_line(folder: Path) -> None:
@@ -273,12 +340,57 @@ def test_only_the_command_asked_for_is_imported(folder: Path) -> None:
     )
 
 
+def test_error_of_an_abstract_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An abstract name that nobody has is told as it was given, whatever its bytes; it has no file to look at."""
+    for name in (f"@{folder.name}", f"@{folder.name}\0x"):
+        assert main(["connect", name]) == 1
+        shown = name.replace("\0", r"\x00")
+        assert capsys.readouterr().err == f"udstream: {shown}: Connection refused\n"
+
+
+def test_what_a_platform_lacks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no abstract namespace its names are an error, said in one line; status 1."""
+    monkeypatch.setattr(_platform, "HAS_ABSTRACT_NAMESPACE", False)
+
+    assert main(["connect", "@x"]) == 1
+    assert capsys.readouterr().err.startswith("udstream: @x: only Linux ")
+
+
+def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the subject nor the reason of an error can make it two lines; a table has no blanks at its edge."""
+    from udstream.cli import terminal
+
+    terminal.complain("a\nb", b"c\nd")
+    terminal.table([["a", ""], ["ab", "c"]])
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("a\nab  c\n", "udstream: a\\nb: c\\nd\n")
+
+
+def test_error_without_a_path_or_a_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that names nothing is the command's, and what it says is told in one line."""
+    from udstream.cli import doctor
+
+    def fail(_args: object) -> int:
+        raise OSError("just\nso")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == "udstream: doctor: just\\nso\n"
+
+
 def test_main_returns_the_status(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`main` raises for nothing that a user can do; it returns the status."""
     assert main(["connect", str(folder / "p")]) == 1
     assert main(["nonsense"]) == 2
     assert main(["--version"]) == 0
     assert f"udstream {udstream.__version__}" in capsys.readouterr().out
+    # A NUL, which no word of a real command line has.
+    assert main(["pass", str(folder / "p"), "a\0b"]) == 2
+    with redirect_stdout(io.StringIO()) as out:
+        assert main(["--version"]) == 0
+    assert out.getvalue() == f"udstream {udstream.__version__}\n"
 
 
 def test_closed_standard_files(server: socket.socket, folder: Path) -> None:
@@ -288,7 +400,25 @@ def test_closed_standard_files(server: socket.socket, folder: Path) -> None:
     )
     with accept(server) as conn:
         assert conn.recv(100) == b""
+        if LINUX:
+            numbers = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+            assert numbers == [os.devnull] * 3
     assert process.wait(LONG) == 0
+
+
+def closed(redirections: str, *args: object) -> subprocess.CompletedProcess[bytes]:
+    """Run a command with some of its standard files closed by the shell."""
+    shell = ["sh", "-c", f'exec "$@" {redirections}', "sh", *words(*args)]
+    return subprocess.run(
+        shell, env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=LONG
+    )
+
+
+def test_nobody_to_tell() -> None:
+    """Results and errors that nobody is there to read change no status, and are no traceback."""
+    done = closed(">&-", "--version")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert closed("2>&-", "take", "p", "--").returncode == 2
 
 
 def test_written_to_a_closed_stdout(server: socket.socket, folder: Path) -> None:
@@ -685,17 +815,317 @@ def test_connect_nonblocking_stdin_and_stdout(server: socket.socket, folder: Pat
         assert process.wait(LONG) == 0
 
 
-def test_connect_timeout(folder: Path) -> None:
+@pytest.mark.parametrize("command", [["connect"], ["who"], ["pass", "-"]])
+def test_timeout(command: list[str], folder: Path) -> None:
     """--timeout bounds the wait for a server whose backlog is full."""
     with socket.socket(socket.AF_UNIX) as full, ExitStack() as stack:
         full.bind(str(folder / "s"))
         full.listen(0)
         stack.enter_context(client(folder / "s"))
 
-        done = run("connect", "--timeout", "0.2", folder / "s")
+        done = run(command[0], "--timeout", "0.2", folder / "s", *command[1:])
 
     assert done.returncode == 1
     assert re.fullmatch(rf"udstream: {folder}/s: .*timed out\n", done.stderr.decode())
+
+
+@needs_linux
+def test_timeout_is_for_the_connection(server: socket.socket, folder: Path, start: Command) -> None:
+    """A server that has let us in may take as long as it likes to read what we send."""
+    name = "./" * 2000 + "f"
+    (folder / "f").touch()
+    data = os.urandom(1_000_000)
+    passing = start("pass", "--timeout", "0.01", folder / "s", *[name] * 100, cwd=folder)
+    with accept(server) as conn:
+        eventually(lambda: asleep(passing.pid))
+        # There is nothing to wait for: it is to go on doing nothing.
+        with pytest.raises(subprocess.TimeoutExpired):
+            passing.wait(0.05)
+        payload = b""
+        while more := socket.recv_fds(conn, 65536, 253):
+            payload += more[0]
+            for fd in more[1]:
+                os.close(fd)
+            if not more[0]:
+                break
+        assert payload == (name.encode() + b"\0") * 100
+    assert passing.wait(LONG) == 0
+
+    connecting = start("connect", "--timeout", "0.01", folder / "s")
+    with accept(server) as conn:
+        writer = threading.Thread(target=_write_and_close, args=(connecting.stdin, data))
+        writer.start()
+        with pytest.raises(subprocess.TimeoutExpired):
+            connecting.wait(0.05)
+        assert receive_all(conn) == data
+        writer.join(LONG)
+    assert connecting.wait(LONG) == 0
+
+
+def _write_and_close(pipe: Any, data: bytes) -> None:
+    try:
+        with pipe:
+            pipe.write(data)
+    except BrokenPipeError:
+        pass
+
+
+@needs_linux
+def test_connect_goes_on_after_it_was_stopped(server: socket.socket, folder: Path, start: Command) -> None:
+    """Ctrl-Z in the middle of sending and of printing, and fg: not a byte is lost."""
+    process = start("connect", folder / "s")
+    there, back = os.urandom(1_000_000), os.urandom(1_000_000)
+    with accept(server) as conn:
+        writer = threading.Thread(target=_write_and_close, args=(process.stdin, there))
+        writer.start()
+        sender = threading.Thread(target=_send_what_goes, args=(conn, back))
+        sender.start()
+        # Neither stdout nor the connection is read, so that in the end it is blocked in a write to either.
+        stdin, stdout = process.stdin.fileno(), process.stdout.fileno()
+        eventually(lambda: waiting_to_be_read(stdin) >= 61440 and waiting_to_be_read(stdout) >= 61440)
+        eventually(lambda: asleep(process.pid))
+        stopped_for_a_while(process)
+        got: list[bytes] = []
+        receiver = threading.Thread(target=lambda: got.append(receive_all(conn)))
+        receiver.start()
+        assert process.stdout.read(len(back)) == back
+        for thread in (writer, sender, receiver):
+            thread.join(LONG)
+        assert got == [there]
+    assert process.wait(LONG) == 0
+
+
+@pytest.mark.parametrize("args", [["connect"], ["listen"], ["listen", "--keep-open"]])
+def test_stdin_that_cannot_be_read(args: list[str], folder: Path, start: Command) -> None:
+    """A stdin that fails ends the conversation, for this client and for all to come: an error that names it."""
+    path = folder / "s"
+    with ExitStack() as stack:
+        unreadable = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, unreadable)
+        if args == ["connect"]:
+            listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listening.bind(str(path))
+            listening.listen()
+            listening.settimeout(LONG)
+        process = start(*args, path, stdin=unreadable)
+        if args != ["connect"]:
+            ready(process, path)
+        with accept(listening) if args == ["connect"] else client(path) as conn:
+            assert conn.recv(1) == b""
+            assert process.wait(LONG) == 1
+    assert process.stderr.read() == b"udstream: stdin: Bad file descriptor\n"
+
+
+@pytest.mark.parametrize("silent", ["stdin has ended", "the server has said all"])
+def test_connect_output_closed_when_one_side_has_ended(
+    silent: str, server: socket.socket, folder: Path, start: Command
+) -> None:
+    """Whichever side has ended already, that nobody reads stdout ends connect at once, with 141."""
+    process = start("connect", folder / "s")
+    with accept(server) as conn:
+        conn.sendall(b"one")
+        if silent == "stdin has ended":
+            process.stdin.close()
+            assert conn.recv(1) == b""
+        else:
+            conn.shutdown(socket.SHUT_WR)
+            process.stdin.write(b"x")
+            process.stdin.flush()
+            assert conn.recv(1) == b"x"
+        assert os.read(process.stdout.fileno(), 3) == b"one"
+        process.stdout.close()
+        assert process.wait(LONG) == 141
+    assert process.stderr.read() == b""
+
+
+def test_connect_output_to_a_socket(server: socket.socket, folder: Path, start: Command) -> None:
+    """Nor does anybody read a stdout that is a socket whose other end was closed."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = start("connect", folder / "s", stdout=theirs)
+        theirs.close()
+        with accept(server) as conn:
+            conn.sendall(b"one")
+            assert ours.recv(3) == b"one"
+            ours.close()
+            assert process.wait(LONG) == 141
+
+
+@needs_linux
+def test_connect_meets_signals_in_its_main_thread(
+    server: socket.socket, folder: Path, start: Command
+) -> None:
+    """The thread that reads stdin leaves the signals that end a command to the one that tidies up."""
+    process = start("connect", folder / "s")
+    with accept(server) as conn:
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert conn.recv(1) == b"x"
+        blocked = {}
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            found = re.search(r"SigBlk:\t(\w+)", (task / "status").read_text())
+            assert found
+            blocked[int(task.name)] = int(found[1], 16)
+    ending = sum(1 << (number - 1) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    assert blocked.pop(process.pid) & ending == 0
+    assert [mask & ending for mask in blocked.values()] == [ending]
+
+
+# --------------------------------------------------------------------------------- what connect and listen share
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
+    """Pipes for what `join` in this process takes for stdin and stdout: the ends that are ours."""
+    in_r, in_w = os.pipe()
+    out_r, out_w = os.pipe()
+    monkeypatch.setattr(relay, "STDIN", in_r)
+    monkeypatch.setattr(relay, "STDOUT", out_w)
+    yield in_w, out_r
+    for fd in (in_r, in_w, out_r, out_w):
+        if is_open(fd):
+            os.close(fd)
+
+
+def feeders() -> list[threading.Thread]:
+    """The threads that read stdin."""
+    return [thread for thread in threading.enumerate() if thread.name == "stdin to socket"]
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_ends_a_send_that_nobody_reads(pair: tuple[UdStream, UdStream], joined: tuple[int, int]) -> None:
+    """The end of a conversation ends both threads of it, also one that is blocked in sending."""
+    stream, _ = pair
+    stdin, stdout = joined
+    fill(stream)
+    os.write(stdin, b"x")
+
+    def leave() -> None:
+        eventually(lambda: waiting_to_be_read(stdin) == 0)
+        os.close(stdout)
+
+    with in_thread(leave), pytest.raises(OutputClosed):
+        relay.join(stream)
+    assert feeders() == []
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_leaves_stdin_to_the_next_client(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int]
+) -> None:
+    """What comes on stdin after the end of a conversation is not read: the next client is to have it."""
+    stream, peer = pair
+    wake, woken = UdStream.pair()
+    os.write(joined[0], b"for the next one")
+    wake.close()
+
+    relay._Feeder(stream, woken).run()
+
+    assert os.read(relay.STDIN, 100) == b"for the next one"
+    stream.close()
+    assert peer.readall() == b""
+
+
+@pytest.fixture
+def quicker(joined: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What another reader of stdin takes: the first that comes, between our poll and our read."""
+    read = os.read
+    taken: list[bytes] = []
+
+    def late(fd: int, count: int) -> bytes:
+        if fd == relay.STDIN and not taken:
+            taken.append(read(fd, count))
+        return read(fd, count)
+
+    monkeypatch.setattr(os, "read", late)
+    return taken
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_beside_another_reader_of_stdin(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int], quicker: list[bytes]
+) -> None:
+    """A nonblocking stdin whose bytes another reader takes has more later."""
+    stream, peer = pair
+    os.set_blocking(relay.STDIN, False)
+    with in_thread(lambda: relay.join(stream)) as result:
+        os.write(joined[0], b"theirs")
+        eventually(lambda: quicker == [b"theirs"])
+        os.write(joined[0], b"ours")
+        peer.timeout = LONG
+        assert peer.read(100) == b"ours"
+        peer.close()
+    assert result == [None]
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_does_not_wait_for_a_read_of_stdin(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int], quicker: list[bytes]
+) -> None:
+    """Where another reader has left nothing, the read that waits for more keeps neither us nor the process."""
+    stdin, stdout = joined
+    os.write(stdin, b"theirs")
+
+    def leave() -> None:
+        eventually(lambda: quicker == [b"theirs"])
+        os.close(stdout)
+
+    with in_thread(leave), pytest.raises(OutputClosed):
+        relay.join(pair[0])
+    [feeder] = feeders()
+    assert feeder.daemon
+    os.write(stdin, b"x")
+    feeder.join(LONG)
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_writes_all_to_a_nonblocking_stdout(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int]
+) -> None:
+    """A stdout that takes a part of what is written gets the rest as soon as it takes more."""
+    stream, peer = pair
+    stdin, stdout = joined
+    os.set_blocking(relay.STDOUT, False)
+    os.close(stdin)
+    data = os.urandom(200_000)
+
+    def say_all() -> None:
+        with peer:
+            peer.write_all(data)
+
+    with in_thread(lambda: relay.join(stream)) as result:
+        with in_thread(say_all):
+            # All that a pipe holds, and then one page of the next piece.
+            eventually(lambda: waiting_to_be_read(stdout) == relay.CHUNK)
+            got = os.read(stdout, 4096)
+            eventually(lambda: waiting_to_be_read(stdout) == relay.CHUNK)
+            while len(got) < len(data):
+                got += os.read(stdout, 65536)
+    assert result == [None]
+    assert got == data
+
+
+def test_join_writes_to_a_pipe_that_has_just_closed(joined: tuple[int, int]) -> None:
+    """A reader of stdout that goes between our poll and our write has gone, and is no error."""
+    os.close(joined[1])
+    with pytest.raises(OutputClosed):
+        relay._write(memoryview(b"x"))
+
+
+@pytest.mark.parametrize(("number", "raised"), [("ENOTCONN", False), ("EIO", True)])
+def test_join_and_a_connection_that_has_ended(number: str, raised: bool) -> None:
+    """Some kernels say of a connection which the peer has closed that there is none; that is no error."""
+
+    class Ended:
+        def shutdown(self, _how: object) -> None:
+            raise OSError(getattr(errno, number), number)
+
+    ended: Any = Ended()
+    if raised:
+        with pytest.raises(OSError, match=number):
+            relay._shutdown(ended, udstream.Shutdown.BOTH)
+    else:
+        relay._shutdown(ended, udstream.Shutdown.BOTH)
 
 
 @needs_linux
@@ -956,6 +1386,8 @@ def test_listen_where_somebody_listens(server: socket.socket, folder: Path) -> N
     [
         (["--mode", "0600"], 0o600),
         (["--mode", "660"], 0o660),
+        (["--mode", "0"], 0),
+        (["--mode", "777"], 0o777),
         (["--allow-user", "0"], 0o666),
         (["--allow-user", "0", "--mode", "0640"], 0o640),
     ],
@@ -970,11 +1402,12 @@ def test_listen_mode(options: list[str], mode: int, folder: Path, start: Command
 
 
 @needs_linux
+@pytest.mark.parametrize("more", [[], ["--keep-open"], ["--keep-open", "--echo"]])
 @pytest.mark.parametrize("option", ["--allow-user", "--allow-group"])
-def test_listen_refuses(option: str, folder: Path, start: Command) -> None:
+def test_listen_refuses(option: str, more: list[str], folder: Path, start: Command) -> None:
     """Whoever is not among the allowed is closed unserved, and told on stderr; listen waits on."""
     path = folder / "s"
-    process = start("listen", option, 4_000_000_001, path)
+    process = start("listen", *more, option, 4_000_000_001, path)
     ready(process, path)
 
     for _ in range(2):
@@ -1034,6 +1467,194 @@ def test_listen_admits_other_users(
     assert done.stdout == answer or (answer == b"" and b"ConnectionResetError" in done.stderr)
 
 
+@needs_linux
+@pytest.mark.parametrize("args", [["listen", "--echo", "--allow-user", os.geteuid()], ["take"]])
+def test_an_abstract_name_is_given_no_mode(args: list[object], folder: Path, start: Command) -> None:
+    """The modes that are the default for files are none for a name that has no file."""
+    name = f"@{folder.name}"
+    ready(start(*args, name), name)
+    client("\0" + name[1:]).close()
+
+
+@needs_linux
+def test_listen_backlog(folder: Path, start: Command) -> None:
+    """--backlog is how many may wait, beyond the one that always may, while one is served."""
+    path = folder / "s"
+    process = start("listen", "--keep-open", "--backlog", "0", path)
+    ready(process, path)
+    with client(path) as served:
+        served.sendall(b"x")
+        assert os.read(process.stdout.fileno(), 1) == b"x"
+        with client(path), pytest.raises(BlockingIOError):
+            client(path)
+
+
+def test_listen_says_where_in_one_line(folder: Path, start: Command) -> None:
+    """What is not printable in a path is an escape in the line that says when it is ready."""
+    process = start("listen", "--echo", folder / "a\nb\x1b[2J")
+    ready(process, f"{folder}/a\\nb\\x1b[2J")
+
+
+def echo_here(path: Path) -> int:
+    """What `listen --echo` returns in this process, after one client."""
+
+    def be_the_client() -> None:
+        eventually(path.is_socket)
+        while True:
+            try:
+                with client(path) as conn:
+                    conn.sendall(b"x")
+                    assert conn.recv(1) == b"x"
+                    return
+            except ConnectionRefusedError:
+                continue  # bound, and not listening yet
+
+    with in_thread(be_the_client) as result:
+        status = main(["listen", "--quiet", "--echo", str(path)])
+    assert result == [None]
+    return status
+
+
+def test_listen_in_this_process_changes_nothing(folder: Path) -> None:
+    """`main` puts back the handlers and the descriptor by which it hears of signals, and leaves no thread."""
+    before = [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        fds = len(os.listdir("/dev/fd"))
+        assert echo_here(folder / "s") == 0
+        assert len(os.listdir("/dev/fd")) == fds
+        assert signal.set_wakeup_fd(-1) == -1
+        assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)} == {signal.SIG_DFL}
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+
+
+def test_listen_in_another_thread(folder: Path) -> None:
+    """In a thread that signals do not come to `main` listens all the same."""
+    with in_thread(lambda: echo_here(folder / "s")) as result:
+        pass
+    assert result == [0]
+
+
+@needs_linux
+def test_listen_ended_while_it_binds(folder: Path, start: Command) -> None:
+    """A signal before anybody can connect ends it with its status, and nothing but what was there is left."""
+    path = folder / ("s" * 200)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(folder / "short"))
+    os.rename(folder / "short", path)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        # It waits for the lock of those who replace stale files; until then the socket has a name of its own.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = start("listen", path)
+        eventually(lambda: len(os.listdir(folder)) == 2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LONG) == 143
+    finally:
+        os.close(held)
+    assert process.stderr.read() == b""
+    assert os.listdir(folder) == [path.name]
+
+
+class Accepting:
+    """A listener whose accepts end as it is told."""
+
+    def __init__(self, *ends: Any) -> None:
+        self.ends = list(ends)
+
+    def accept(self) -> UdStream:
+        end = self.ends.pop(0)
+        if isinstance(end, UdStream):
+            return end
+        raise OSError(end, os.strerror(end))
+
+
+def test_listen_at_any_limit(pair: tuple[UdStream, UdStream], capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever has run out is told once, until somebody comes in again; any other error ends it."""
+    errors = [errno.ENFILE, errno.EMFILE, errno.ENOBUFS]
+    listener: Any = Accepting(*errors, pair[0], errno.ENOMEM, errno.ENOMEM, pair[1], errno.EINVAL)
+    come = serving.admitted(listener, argparse.Namespace(path="p", allow_user=[], allow_group=[]))
+
+    assert next(come) is pair[0]
+    assert capsys.readouterr().err == f"udstream: p: {os.strerror(errno.ENFILE)}\n"
+    assert next(come) is pair[1]
+    assert capsys.readouterr().err == f"udstream: p: {os.strerror(errno.ENOMEM)}\n"
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        next(come)
+
+
+@needs_linux
+def test_listen_where_groups_cannot_be_asked_for(
+    pair: tuple[UdStream, UdStream], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that tells of no other groups admits by the first alone, and refuses the rest."""
+
+    def lacking(_stream: object) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    monkeypatch.setattr(serving, "peer_groups", lacking)
+    for gid, admitted in ((os.getegid(), True), (4_000_000_001, False)):
+        args = argparse.Namespace(path="p", allow_user=[], allow_group=[gid])
+        assert serving._may_enter(pair[0], args) is admitted
+    assert "refused" in capsys.readouterr().err
+
+
+@needs_linux
+def test_echo_goes_on_after_it_was_stopped(folder: Path, start: Command) -> None:
+    """Ctrl-Z in the middle of an answer, and fg: not a byte is lost."""
+    path = folder / "s"
+    process = start("listen", "--echo", path)
+    ready(process, path)
+    data = os.urandom(2_000_000)
+    with client(path) as conn:
+
+        def say_all() -> None:
+            conn.sendall(data)
+            conn.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=say_all)
+        sender.start()
+        # Nothing is read, so that in the end it is blocked in a write, with more to be read.
+        eventually(lambda: waiting_to_be_read(conn.fileno()) > 60_000)
+        eventually(lambda: asleep(process.pid))
+        stopped_for_a_while(process)
+        assert receive_all(conn) == data
+        sender.join(LONG)
+
+
+def test_echo_to_all_lets_go_of_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has gone is held by nothing; who is still there at the end is disconnected, his thread over."""
+    gone: list[weakref.ref[UdStream]] = []
+    peers: list[UdStream] = []
+
+    def come(_listener: object, _args: object) -> Iterator[UdStream]:
+        threads = threading.active_count()
+        for _ in range(2):
+            peer, stream = UdStream.pair()
+            gone.append(weakref.ref(stream))
+            yield stream
+            del stream
+            peer.close()
+            eventually(lambda: threading.active_count() == threads)
+        peer, stream = UdStream.pair()
+        peers.append(peer)
+        yield stream
+        del stream
+        gc.collect()
+        assert [ref() for ref in gone] == [None, None]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serving, "admitted", come)
+    before = set(threading.enumerate())
+    listener: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        listen._echo_to_all(listener, argparse.Namespace())
+    assert set(threading.enumerate()) == before
+    with peers[0] as peer:
+        assert peer.read(1) == b""
+
+
 # ------------------------------------------------------------------------------------------------------------ demo
 
 
@@ -1076,13 +1697,48 @@ def test_demo_that_fails_says_where(folder: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-def test_output_closed_at_once() -> None:
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("broken")])
+@pytest.mark.parametrize("step", ["listen", "hang up"])
+def test_demo_where_anything_fails(
+    step: str, error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of any kind, in the server's thread too, is told with the step that it was in."""
+    from udstream.cli import demo
+
+    serve = demo._Server.serve
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    def serve_and_fail(server: demo._Server) -> None:
+        serve(server)
+        raise OSError(errno.EIO, "broken")
+
+    if step == "listen":
+        monkeypatch.setattr(udstream.UdStreamListener, "bind", fail)
+    else:
+        monkeypatch.setattr(demo._Server, "serve", serve_and_fail)
+    assert main(["demo"]) == 1
+    assert re.fullmatch(rf"udstream: demo: {step}: .*broken\n", capsys.readouterr().err)
+
+
+def test_demo_checks_that_the_file_has_gone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket file that stays is a failure of the last step."""
+    monkeypatch.setattr(os.path, "lexists", lambda _path: True)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "udstream: demo: hang up: the socket file is still there\n"
+
+
+@pytest.mark.parametrize("args", [["doctor"], ["--help"]])
+def test_output_closed_at_once(args: list[str]) -> None:
     """A command whose reader has gone prints no traceback; status 141."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
-            words("doctor"), env=environment(), stdout=writer, stderr=subprocess.PIPE, timeout=LONG
+            words(*args), env=environment(), stdout=writer, stderr=subprocess.PIPE, timeout=LONG
         )
     finally:
         os.close(writer)
@@ -1154,6 +1810,115 @@ def test_who_of_a_process_that_has_ended(folder: Path) -> None:
     assert found["program"].startswith("unknown: ")
 
 
+@needs_linux
+@needs_root
+@pytest.mark.parametrize("groups", [[], [54323]])
+def test_who_of_another_user(groups: list[int], folder: Path) -> None:
+    """Each number stands where it belongs, also one that has no name; what is not printable is an escape."""
+    path = folder / "s"
+    folder.chmod(0o777)
+    program = (
+        f"import os, socket, sys; os.setgroups({groups}); os.setgid(54322); os.setuid(54321);"
+        "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); os.write(1, b'x'); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(path), "a\nb\x1b[2J"]
+    process: Process
+    with subprocess.Popen(command, stdin=-1, stdout=-1) as process:
+        assert process.stdout.read(1) == b"x"
+        (folder / "link").symlink_to(path)
+        found = facts(run("who", folder / "link").stdout)
+
+    assert found["file"] == f"srwxr-xr-x, inode {path.stat().st_ino}"
+    assert found["file's owner"] == "uid 54321, gid 54322"
+    assert (found["user"], found["group"]) == ("uid 54321", "gid 54322")
+    assert found["other groups"] == (", ".join(f"gid {gid}" for gid in groups) or "none")
+    assert found["command"].endswith(f" {path} a\\nb\\x1b[2J")
+
+
+@needs_linux
+def test_who_where_the_kernel_knows_less(
+    server: socket.socket, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fact that can't be had says why in its place, and one that can't be checked says that."""
+    from udstream.cli import who
+
+    def ask() -> dict[str, str]:
+        assert main(["who", str(folder / "s")]) == 0
+        return facts(capsys.readouterr().out.encode())
+
+    def fail(error: Exception) -> Callable[[object], Any]:
+        def _fail(_stream: object) -> None:
+            raise error
+
+        return _fail
+
+    for error in (NotImplementedError("too old"), OSError(errno.EPERM, "too old")):
+        for name in ("peer_pidfd", "peer_groups", "peer_security"):
+            monkeypatch.setattr(who, name, fail(error))
+        found = ask()
+        assert found["running"] == found["other groups"] == found["security"] == "unknown: too old"
+        assert found["program"] == (
+            f"{os.path.realpath(sys.executable)} (if the process still runs: this kernel can't tell)"
+        )
+    monkeypatch.setattr(who, "peer_security", lambda _stream: None)
+    assert ask()["security"].startswith("no label")
+    monkeypatch.setattr(who, "peer_security", lambda _stream: b"label\n")
+    assert ask()["security"] == "label\\n"
+    nobody = udstream.Credentials(None, os.geteuid(), os.getegid())
+    monkeypatch.setattr(UdStream, "peer_credentials", lambda _stream: nobody)
+    found = ask()
+    assert found["process"].startswith("unknown: ")
+    assert found["program"] == found["command"] == "unknown: the process is"
+
+
+@needs_linux
+def test_who_in_this_process(server: socket.socket, folder: Path) -> None:
+    """The handles by which it asks are closed again."""
+    assert main(["who", str(folder / "s")]) == 0
+
+
+@needs_linux
+def test_who_tells_the_file_at_once(folder: Path, start: Command) -> None:
+    """The facts of the file are there while the connection is waited for; the rest follows."""
+    with socket.socket(socket.AF_UNIX) as full:
+        full.bind(str(folder / "s"))
+        full.listen(0)
+        with client(folder / "s"):
+            process = start("who", "--timeout", LONG, folder / "s")
+            assert process.stdout.readline().startswith(b"socket ")
+            full.accept()[0].close()
+            assert process.wait(LONG) == 0
+
+
+def test_who_does_not_wait_for_ever() -> None:
+    """Unless told otherwise it gives a server 5 seconds."""
+    from udstream.cli import who
+
+    parser = argparse.ArgumentParser()
+    who.add_arguments(parser)
+    assert parser.parse_args(["p"]).timeout == 5
+    assert b"(default: 5)" in run("who", "--help").stdout
+
+
+def test_names_for_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number without a name stands for itself; a program that we may not see has the name it gave itself."""
+    assert identity.user(4_000_000_001) == "uid 4000000001"
+    assert identity.group(4_000_000_001) == "gid 4000000001"
+    for user in pwd.getpwall():
+        assert identity.user_number(user.pw_name) == pwd.getpwnam(user.pw_name).pw_uid
+    if LINUX:
+
+        def not_ours(path: str) -> str:
+            raise PermissionError(errno.EACCES, "not ours", path)
+
+        monkeypatch.setattr(os, "readlink", not_ours)
+        assert identity.program(os.getpid()) == Path("/proc/self/comm").read_text().rstrip("\n")
+        monkeypatch.setattr(os, "readlink", lambda _path: "a\nb")
+        assert identity.program(os.getpid()) == "a\\nb"
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: argparse.Namespace(pw_name="a\nb"))
+    assert identity.user(1) == "a\\nb (uid 1)"
+
+
 def test_who_tells_the_file_though_nobody_listens(folder: Path) -> None:
     """The facts of a dead socket's file are printed, and then the error."""
     path = folder / "s"
@@ -1217,13 +1982,14 @@ def test_pass_for_writing(folder: Path, start: Command) -> None:
     """--write opens for reading and writing; it makes no file."""
     path = folder / "s"
     (folder / "f").write_bytes(b"old")
-    process = take(start, path, path, "--", "sh", "-c", "printf new >&3")
+    process = take(start, path, path, "--", "sh", "-c", "cat <&3; printf new >&3")
 
     assert run("pass", "--write", path, folder / "missing").returncode == 1
     assert run("pass", "--write", path, folder / "f").returncode == 0
+    assert process.stdout.read() == b"old"
 
     assert process.wait(LONG) == 0
-    assert (folder / "f").read_bytes() == b"new"
+    assert (folder / "f").read_bytes() == b"oldnew"
     assert not (folder / "missing").exists()
 
 
@@ -1264,6 +2030,113 @@ def test_pass_to_another_program(folder: Path, server: socket.socket) -> None:
     assert contents == ["one", "two"]
 
 
+def test_pass_in_this_process(folder: Path, server: socket.socket) -> None:
+    """The files that it opened are closed again."""
+    assert main(["pass", str(folder / "s"), os.devnull, os.devnull]) == 0
+
+
+def test_pass_by_the_longest_names(folder: Path, start: Command) -> None:
+    """Each name may be as long as a path."""
+    path = folder / "s"
+    (folder / "f").touch()
+    name = "./" * 2047 + "f"
+    assert len(name) == 4095
+    process = take(start, path, path)
+
+    assert run("pass", path, *[name] * 3, cwd=folder).returncode == 0
+
+    lines = [line.split()[1].decode() for line in process.stdout.read().splitlines()]
+    assert process.wait(LONG) == 0, process.stderr.read()
+    assert lines == [name] * 3
+
+
+@needs_linux
+def test_take_lists_what_files_are_open_for(folder: Path, start: Command) -> None:
+    """Kinds of every sort, what they are open for, and where they lead, in escapes where it is not printable."""
+    path = folder / "s"
+    process = take(start, path, path)
+    odd = folder / "a\nb"
+    odd.touch()
+    (folder / "link").symlink_to(odd)
+    with ExitStack() as stack:
+        fds = [
+            os.open(odd, os.O_WRONLY | os.O_APPEND),
+            os.open(odd, os.O_RDWR | os.O_DSYNC),
+            os.open(odd, os.O_RDWR | os.O_SYNC | os.O_NONBLOCK),
+            os.open(odd, os.O_PATH),
+            os.open(folder / "link", os.O_PATH | os.O_NOFOLLOW),
+            os.eventfd(0),
+        ]
+        for fd in fds:
+            stack.callback(os.close, fd)
+        plain = stack.enter_context(socket.socket(socket.AF_UNIX))
+        conn = stack.enter_context(client(path))
+        socket.send_fds(conn, [b"x"], [*fds, plain.fileno()])
+
+    lines = [re.split(r"  +", line)[2:] for line in process.stdout.read().decode().splitlines()]
+    assert [line[2] for line in lines[:5]] == [
+        "write,append",
+        "read-write",
+        "read-write,nonblocking,sync",
+        "path only",
+        "path only",
+    ]
+    kinds = ["file", "file", "file", "file", "symbolic link", "other", "socket"]
+    assert [line[0] for line in lines] == kinds
+    assert lines[0][3] == f"{folder}/a\\nb"
+
+
+def test_take_where_nothing_says_where_a_file_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc the list has the reason in that place."""
+    from udstream.cli import take_files
+
+    def missing(path: str) -> str:
+        raise FileNotFoundError(errno.ENOENT, "no such file", path)
+
+    monkeypatch.setattr(os, "readlink", missing)
+    assert take_files._target(0) == "unknown: no such file"
+
+
+@pytest.mark.parametrize("payload", [b"a\0b", b"a", b"a\0b\0", b"\0\0"])
+def test_take_of_what_are_no_names(payload: bytes, folder: Path, start: Command) -> None:
+    """Bytes that are not one name for each file, with its NUL, are none."""
+    path = folder / "s"
+    process = take(start, path, path)
+    with client(path) as conn, open(os.devnull) as null:
+        socket.send_fds(conn, [payload], [null.fileno()])
+
+    assert process.stdout.read().split()[:2] == [b"1", b"-"]
+    assert process.wait(LONG) == 0
+
+
+def test_take_tells_the_names_one_a_line(folder: Path, start: Command) -> None:
+    """A name with a newline in it is not two in UDSTREAM_FDNAMES."""
+    path = folder / "s"
+    process = take(start, path, path, "--", "sh", "-c", 'printf %s "$UDSTREAM_FDNAMES"')
+    with client(path) as conn, open(os.devnull) as null:
+        socket.send_fds(conn, [b"a\nb\0c\0"], [null.fileno()] * 2)
+
+    assert process.stdout.read() == b"a\\nb\nc"
+
+
+@pytest.mark.parametrize("numbers", [[4, 3], [3, 4], [4, 5]])
+def test_take_gives_the_files_their_numbers(numbers: list[int], folder: Path) -> None:
+    """Whatever numbers the files came with, and whether these are wanted for others."""
+    for name in ("one", "two"):
+        (folder / name).write_text(name)
+    program = (
+        "import os; from udstream.cli import take_files as t; fds = [os.open(n, 0) for n in ('one', 'two')];"
+        "moved = [os.dup2(os.dup2(fd, 20 + fd), 40 + fd) for fd in fds];"
+        f"[os.dup2(fd, number, False) for fd, number in zip(moved, {numbers})];"
+        f"t._become(['sh', '-c', 'cat <&3; cat <&4'], {numbers}, ['one', 'two'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), cwd=folder, capture_output=True, timeout=LONG
+    )
+
+    assert (done.stdout, done.stderr) == (b"onetwo", b"")
+
+
 def test_take_from_another_program(folder: Path, start: Command) -> None:
     """Descriptors from a program that says something else are taken all the same, each with the name -."""
     path = folder / "s"
@@ -1297,33 +2170,39 @@ def test_take_runs_a_command_with_the_files_and_no_others(folder: Path, start: C
     path = folder / "s"
     for name in ("one", "two"):
         (folder / name).write_text(name)
-    extra = os.open(os.devnull, os.O_RDONLY)
-    try:
-        program = (
-            "import os; print(sorted(int(f) for f in os.listdir('/proc/self/fd'))[:-1],"
-            "os.read(3, 9), os.read(4, 9), os.environ['UDSTREAM_FDS'], os.environ['UDSTREAM_FDNAMES'].split('\\n'))"
-        )
-        process = take(start, path, path, "--", sys.executable, "-c", program, pass_fds=[extra])
-    finally:
-        os.close(extra)
+    program = (
+        "import os; print(sorted(int(f) for f in os.listdir('/proc/self/fd'))[:-1],"
+        "os.read(3, 9), os.read(4, 9), os.environ['UDSTREAM_FDS'], os.environ['UDSTREAM_FDNAMES'].split('\\n'))"
+    )
+    inherited = " ".join(f"{number}</dev/null" for number in range(3, 10))
+    shell = ["sh", "-c", f'exec "$@" {inherited}', "sh"]
+    process: Process
+    with subprocess.Popen(
+        [*shell, *words("take", path, "--", sys.executable, "-c", program)],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=-1,
+        stderr=-1,
+    ) as process:
+        ready(process, path)
+        assert run("pass", "s", "one", "two", cwd=folder).returncode == 0
 
-    assert run("pass", "s", "one", "two", cwd=folder).returncode == 0
-
-    out = process.stdout.read().decode()
-    assert process.wait(LONG) == 0, process.stderr.read()
+        out = process.stdout.read().decode()
+        assert process.wait(LONG) == 0, process.stderr.read()
     assert out == "[0, 1, 2, 3, 4] b'one' b'two' 3 4 ['one', 'two']\n"
 
 
 @needs_linux
 def test_take_command_finds_its_signals_as_usual(folder: Path, start: Command) -> None:
-    """COMMAND does not inherit that Python ignores SIGPIPE, and is the process that take was."""
+    """COMMAND does not inherit that Python ignores two signals, and is the process that take was."""
     path = folder / "s"
     process = take(start, path, path, "--", "sh", "-c", "grep SigIgn /proc/self/status; echo $$")
 
     run("pass", path, os.devnull)
 
     ignored, pid = process.stdout.read().split(b"\n")[:2]
-    assert int(ignored.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        assert int(ignored.split()[1], 16) & (1 << (number - 1)) == 0
     assert int(pid) == process.pid
 
 
@@ -1361,16 +2240,17 @@ def test_words_of_the_command(given: list[str], count: int, filled: list[str]) -
     assert take_files._filled_in(given, count) == filled
 
 
-def test_take_asks_for_a_file_that_did_not_come(folder: Path, start: Command) -> None:
-    """{2} when one file came is an error, and nothing is run."""
+@pytest.mark.parametrize("word", ["{2}", "{0}"])
+def test_take_asks_for_a_file_that_did_not_come(word: str, folder: Path, start: Command) -> None:
+    """{2} when one file came is an error, as is {0}, and nothing is run."""
     path = folder / "s"
-    process = take(start, path, path, "--", "echo", "{2}")
+    process = take(start, path, path, "--", "echo", word)
 
     run("pass", path, os.devnull)
 
     assert process.wait(LONG) == 1
     assert process.stdout.read() == b""
-    assert b"{2}" in process.stderr.read()
+    assert word.encode() in process.stderr.read()
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -1388,11 +2268,26 @@ def test_take_max(count: int, folder: Path, start: Command) -> None:
     )
 
 
+@pytest.mark.parametrize("count", [299, 300])
+def test_take_max_of_more_than_one_message(count: int, folder: Path, start: Command) -> None:
+    """--max counts all files that come, and may be more than a message can carry."""
+    path = folder / "s"
+    process = take(start, path, "--max", 299, path, "--", "echo", "ran")
+
+    run("pass", path, *[os.devnull] * count)
+
+    assert process.wait(LONG) == (0 if count == 299 else 1)
+    assert process.stderr.read().decode() == (
+        "" if count == 299 else f"udstream: {path}: more than 299 files came\n"
+    )
+
+
 @needs_linux
-def test_take_at_the_limit_of_open_files(folder: Path, start: Command) -> None:
+@pytest.mark.parametrize("options", [[], ["--max", "100"]])
+def test_take_at_the_limit_of_open_files(options: list[str], folder: Path, start: Command) -> None:
     """When the process may not have so many files, take says so rather than go on with fewer."""
     path = folder / "s"
-    shell = ["sh", "-c", 'ulimit -n 20; exec "$@"', "sh", *words("take", path, "--", "echo", "ran")]
+    shell = ["sh", "-c", 'ulimit -n 20; exec "$@"', "sh", *words("take", *options, path, "--", "echo", "ran")]
     process: Process
     with subprocess.Popen(shell, env=environment(), stdout=-1, stderr=-1) as process:
         ready(process, path)
@@ -1403,10 +2298,12 @@ def test_take_at_the_limit_of_open_files(folder: Path, start: Command) -> None:
 
 
 def test_take_waits_past_a_connection_that_brings_nothing(folder: Path, start: Command) -> None:
-    """A connection without a file, such as who's, does not end the waiting."""
+    """A connection without a file, such as who's, does not end the waiting, whatever it says."""
     path = folder / "s"
     process = take(start, path, path)
     client(path).close()
+    with client(path) as conn:
+        conn.sendall(b"hello")
     assert run("who", path).returncode == 0
 
     run("pass", path, os.devnull)
@@ -1471,6 +2368,34 @@ def test_doctor() -> None:
     if LINUX:
         assert answers["abstract namespace"] == answers["paths of any length"] == "yes"
         assert answers["mode before bind"] == answers["MSG_CMSG_CLOEXEC"] == "yes"
+        assert answers["half-close"] == answers["no SIGPIPE"] == answers["shutdown of a listener"] == "yes"
+        assert answers["peer credentials"] == answers["credentials by message (SO_PASSCRED)"] == "yes"
+
+
+def test_doctor_in_this_process() -> None:
+    """What it tries leaves no descriptor open, and SIGPIPE as it was."""
+    before = signal.getsignal(signal.SIGPIPE)
+    assert main(["doctor"]) == 0
+    assert signal.getsignal(signal.SIGPIPE) is before
+
+
+def test_doctor_says_no_whatever_goes_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that fails in any way is a no with its reason, and the next one follows."""
+    from udstream.cli import doctor
+
+    errors = [doctor._No("so"), NotImplementedError("so"), ValueError("so"), OSError(errno.EPERM, "so")]
+
+    def probe(error: Exception) -> Callable[[Path], str]:
+        def fail(_folder: Path) -> str:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(doctor, "PROBES", [("thing", probe(error)) for error in errors])
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["thing  no  so"] * 4
 
 
 @needs_linux

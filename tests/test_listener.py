@@ -23,7 +23,7 @@ from children import forked
 from descriptors import fd_count
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 
-from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener
+from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener, _csocket, _waiting
 from udstream import listener as listener_module
 
 
@@ -157,6 +157,23 @@ def test_a_path_of_any_length(folder: Path, relative: str, mode: int | None) -> 
     assert os.listdir(path.parent) == []
 
 
+def test_a_path_that_just_fits(folder: Path) -> None:
+    """One of 107 bytes is given to the kernel as it is, which then tells it to others."""
+    path = folder / ("s" * (107 - len(str(folder)) - 1))
+    with UdStreamListener.bind(path) as listener:
+        assert socket.socket.getsockname(_borrowed(listener)) == str(path)
+
+
+@pytest.mark.parametrize("size", range(84, 97))
+def test_a_way_round_that_just_fits(folder: Path, size: int) -> None:
+    """In a folder of any length a name of any length can be had, also where the way by /proc/self/fd just fits."""
+    path = folder / ("f" * 100) / ("s" * size)
+    path.parent.mkdir()
+    with UdStreamListener.bind(path) as listener, UdStream.connect(path):
+        listener.accept().close()
+
+
+@pytest.mark.parametrize("reclaim_stale", [True, False])
 @pytest.mark.parametrize(
     ("relative", "number"),
     [
@@ -172,7 +189,7 @@ def test_a_path_of_any_length(folder: Path, relative: str, mode: int | None) -> 
         ("/".join(["f" * 200] * 30), errno.ENAMETOOLONG),
     ],
 )
-def test_what_the_kernel_refuses(folder: Path, relative: str, number: int) -> None:
+def test_what_the_kernel_refuses(folder: Path, relative: str, number: int, reclaim_stale: bool) -> None:
     """It is an OSError with the path as it was given for its filename, and the folder is as it was."""
     (folder / "file").write_text("precious")
     (folder / "folder").mkdir()
@@ -181,10 +198,11 @@ def test_what_the_kernel_refuses(folder: Path, relative: str, number: int) -> No
     path = f"{folder}/{relative}"
 
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
-        UdStreamListener.bind(path)
+        UdStreamListener.bind(path, reclaim_stale=reclaim_stale)
 
     assert (caught.value.errno, caught.value.filename, caught.value.filename2) == (number, path, None)
     assert type(caught.value) is type(OSError(number, ""))
+    assert str(caught.value).endswith(f": {path!r}")
     assert sorted(os.listdir(folder)) == before
     assert (folder / "file").read_text() == "precious"
 
@@ -508,6 +526,108 @@ def test_a_nonblocking_listener(listener: UdStreamListener, address: str) -> Non
     assert not listener.is_nonblocking()
 
 
+class Breaking:
+    """What accepts in place of the kernel: raises each error once, and then does as usual."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+        self.numbers = list(numbers)
+        self.usual = listener_module._accept_into
+        monkeypatch.setattr(listener_module, "_accept_into", self)
+
+    def __call__(self, accepted: Any, sock: Any) -> None:
+        if self.numbers:
+            number = self.numbers.pop(0)
+            raise OSError(number, os.strerror(number))
+        self.usual(accepted, sock)
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO])
+def test_a_connection_that_broke_while_it_waited(
+    listener: UdStreamListener,
+    address: str,
+    number: int,
+    timeout: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that came to nothing is no error of the listener's: the next is accepted."""
+    Breaking(monkeypatch, number, number)
+    listener.timeout = timeout
+    with UdStream.connect(address):
+        listener.accept().close()
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_connections_that_break_do_not_lengthen_a_timeout(
+    listener: UdStreamListener, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, past the timeout it is TimeoutError."""
+    breaking = Breaking(monkeypatch, *[errno.ECONNABORTED] * 1_000_000)
+    listener.timeout = 0.05
+    with UdStream.connect(address), pytest.raises(TimeoutError):
+        listener.accept()
+    assert breaking.numbers
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_a_pause_after_whatever_has_run_out(
+    listener: UdStreamListener, address: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these is raised, and the next call pauses first: twice as long each time, up to a second."""
+    pauses = []
+    # The first accept of a call is tried again, the long way; so two of each.
+    Breaking(monkeypatch, number, *[number] * 10)
+    with UdStream.connect(address):
+        for _ in range(10):
+            with pytest.raises(OSError, match=os.strerror(number)):
+                listener.accept()
+            pauses.append(listener._pause)
+            # It is known to be waited for.
+            listener._not_before = 0.0
+        listener.accept().close()
+    assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0]
+    assert listener._pause == 0
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_a_connection_that_another_takes(
+    listener: UdStreamListener, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was there when it was waited for, and is gone at the accept, does not make that wait for ever."""
+    taken: list[socket.socket] = []
+
+    def too_late(*args: Any) -> None:
+        _waiting.wait(*args)
+        if not taken:
+            taken.append(shared.accept()[0])
+
+    monkeypatch.setattr(listener_module, "wait", too_late)
+    listener.timeout = 0.1
+    with _borrowed(listener) as shared, UdStream.connect(address):
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    taken[0].close()
+
+
+def test_an_accept_that_finds_it_closed(listener: UdStreamListener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When another thread closes it just before the system call, that is told as of any closed listener."""
+
+    def too_late(_accepted: object, _sock: object) -> None:
+        listener.close()
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(listener_module, "_accept_into", too_late)
+    listener.timeout = PATIENCE
+    monkeypatch.setattr(
+        listener_module._Turn,
+        "accept_into",
+        lambda _turn, accepted, sock, _deadline: too_late(accepted, sock),
+    )
+    with pytest.raises(ValueError, match="closed listener"):
+        listener.accept()
+
+
 # --- iterating and ending ---
 
 
@@ -760,6 +880,38 @@ def test_from_fd_refuses(what: str) -> None:
         assert os.get_inheritable(fd)
         assert not os.get_blocking(fd)
         assert thing.fileno() == fd
+
+
+@pytest.mark.parametrize("made", ["from_fd", "from_socket", "inherited"])
+def test_a_takeover_that_fails(address: str, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever error comes at the last moment, the descriptor stays the caller's, open and with its timeout."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no room")
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(UdSocketPath.of(address).sockaddr())
+        sock.listen()
+        sock.settimeout(1)
+        if made == "from_socket":
+            monkeypatch.setattr(UdStreamListener, "set_nonblocking", fail)
+        else:
+            monkeypatch.setattr(listener_module, "_Turn", fail)
+
+        def one(*, listening: bool) -> list[Any]:
+            return [(_csocket.take_over(sock.fileno(), listening=listening), None)]
+
+        monkeypatch.setattr(listener_module, "inherited_sockets", one)
+        makers: dict[str, Callable[[], object]] = {
+            "from_fd": lambda: UdStreamListener.from_fd(sock.fileno()),
+            "from_socket": lambda: UdStreamListener.from_socket(sock),
+            "inherited": UdStreamListener.inherited,
+        }
+        with pytest.raises(OSError, match="no room"):
+            makers[made]()
+        gc.collect()
+        os.fstat(sock.fileno())
+        assert sock.gettimeout() == 1
 
 
 def test_from_fd_of_nothing() -> None:

@@ -24,7 +24,7 @@ import pytest
 from children import forked
 from meanwhile import PATIENCE, on_alarm
 
-from udstream import UdStream, UdStreamListener, _activation, _binding, ancillary
+from udstream import UdStream, UdStreamListener, _activation, _binding, _csocket, ancillary
 
 NOBODY = 65534
 
@@ -199,6 +199,12 @@ def test_owner_and_group_by_name(folder: Path) -> None:
     """Names do as well as numbers, and either may be given alone."""
     user = pwd.getpwuid(NOBODY)
     group = grp.getgrgid(1)
+    # Whose own group has another number.
+    for other in pwd.getpwall():
+        if other.pw_uid != other.pw_gid:
+            with UdStreamListener.bind(folder / "s", owner=other.pw_name):
+                assert os.lstat(folder / "s").st_uid == pwd.getpwnam(other.pw_name).pw_uid
+            break
     with UdStreamListener.bind(folder / "s", owner=user.pw_name):
         assert (os.lstat(folder / "s").st_uid, os.lstat(folder / "s").st_gid) == (NOBODY, os.getegid())
     with UdStreamListener.bind(folder / "s", group=group.gr_name):
@@ -259,6 +265,81 @@ def test_a_file_that_takes_the_sockets_place_gets_nothing(
         UdStreamListener.bind(path, mode=0o666)
     assert permissions(victim) == 0o600
     assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["s", "s" * 200], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [
+        ("moved file", "identified"),
+        ("linked socket", "identified"),
+        ("moved file", "given access"),
+        ("linked socket", "given access"),
+        ("moved socket", "given access"),
+    ],
+)
+def test_what_is_no_new_socket_of_ours_gets_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, victim: str, moment: str, name: str
+) -> None:
+    """Nor to any other that comes in between, however it was put there, by the time we look."""
+    kind, what = victim.split()
+    other = folder / "victim"
+    with socket.socket(socket.AF_UNIX) as sock:
+        if what == "file":
+            other.write_text("")
+        else:
+            sock.bind(str(other))
+        other.chmod(0o600)
+        held = os.open(other, os.O_PATH)
+        identify = _binding.Claim.identify
+
+        def swap() -> None:
+            [new] = [entry for entry in folder.iterdir() if entry.name != "victim"]
+            new.unlink()
+            (os.rename if kind == "moved" else os.link)(other, new)
+
+        def swap_and_identify(claim: _binding.Claim, at: bytes | None = None) -> None:
+            if moment == "identified":
+                swap()
+            identify(claim, at)
+            if moment == "given access":
+                swap()
+
+        monkeypatch.setattr(_binding.Claim, "identify", swap_and_identify)
+        try:
+            with pytest.raises(PermissionError):
+                UdStreamListener.bind(folder / name, mode=0o666)
+            assert stat.S_IMODE(os.fstat(held).st_mode) == 0o600
+        finally:
+            os.close(held)
+
+
+def test_a_mode_that_the_file_system_does_not_keep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the mode cannot be had nobody is let in with another: an error, and no file."""
+    monkeypatch.setattr(os, "chmod", lambda *_, **__: None)
+    with umask(0o77), pytest.raises(OSError, match="does not keep the mode") as caught:
+        UdStreamListener.bind(folder / "s", mode=0o666)
+    assert (caught.value.errno, caught.value.filename) == (errno.EOPNOTSUPP, str(folder / "s"))
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("reclaim_stale", [True, False])
+@pytest.mark.parametrize("name", ["s", "s" * 200], ids=["short", "long"])
+def test_a_folder_that_may_not_be_written(folder: Path, name: str, reclaim_stale: bool) -> None:
+    """That no file can be made there is told, whatever the length of its name."""
+
+    def bind() -> None:
+        if os.geteuid() == 0:
+            become(NOBODY)
+        with pytest.raises(PermissionError) as caught:
+            UdStreamListener.bind(folder / name, reclaim_stale=reclaim_stale)
+        assert caught.value.filename == str(folder / name)
+
+    folder.chmod(0o555)
+    try:
+        assert succeeds(bind)
+    finally:
+        folder.chmod(0o755)
 
 
 # --- stale files ---
@@ -396,12 +477,13 @@ def test_the_folders_lock_is_not_waited_for_for_ever(folder: Path, monkeypatch: 
         os.close(fd)
 
 
-def test_a_reclaim_waits_for_another(folder: Path) -> None:
+@pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH], ids=["exclusive", "shared"])
+def test_a_reclaim_waits_for_another(folder: Path, kind: int) -> None:
     """While somebody else replaces a stale file in the folder, nobody judges or removes one."""
     stale(folder / "s")
     held = os.open(folder / "s", os.O_PATH)
     fd = os.open(folder, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    fcntl.flock(fd, kind)
     listeners = []
     thread = threading.Thread(target=lambda: listeners.append(UdStreamListener.bind(folder / "s")))
     thread.start()
@@ -540,6 +622,72 @@ def test_a_program_without_the_lock_that_comes_between(
         assert not judge(os.fsencode(path))
 
 
+def test_a_program_that_leaves_another_dead_socket(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody else has bound in the middle of a reclaim, and left, is judged anew and replaced."""
+    leave_stale(path)
+    remove, left = os.unlink, [2, 1]
+
+    def remove_and_leave(name: Any, **folder_of_it: Any) -> None:
+        remove(name, **folder_of_it)
+        if left and os.fsdecode(name) == path.name:
+            left.pop()
+            leave_stale(path)
+
+    monkeypatch.setattr(os, "unlink", remove_and_leave)
+    with UdStreamListener.bind(path, unlink=False) as listener, UdStream.connect(path):
+        listener.accept().close()
+    assert left == []
+
+
+@pytest.mark.parametrize("proc", [True, False], ids=["with /proc", "without /proc"])
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is judged"])
+def test_a_server_that_ends_in_the_middle_of_a_reclaim(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str, proc: bool
+) -> None:
+    """A file that its own server removes after it was in our way leaves a free name, which is taken."""
+    path = folder / "s"
+    stale(path)
+    if not proc:
+        monkeypatch.setattr(_binding, "_OWN_FDS", b"/nowhere")
+    lock, create = _binding._FolderLock.__enter__, _csocket.create
+
+    def locked(self: _binding._FolderLock) -> None:
+        lock(self)
+        path.unlink()
+
+    def created(kind: int = socket.SOCK_STREAM) -> Any:
+        if kind == socket.SOCK_DGRAM:
+            path.unlink(missing_ok=True)
+        return create(kind)
+
+    if moment == "before it is opened":
+        monkeypatch.setattr(_binding._FolderLock, "__enter__", locked)
+    else:
+        monkeypatch.setattr(_csocket, "create", created)
+    with UdStreamListener.bind(path) as listener, UdStream.connect(path):
+        listener.accept().close()
+
+
+def test_a_reclaim_without_proc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bare chroot a stale file is found to be one by its path."""
+    monkeypatch.setattr(_binding, "_OWN_FDS", b"/nowhere")
+    stale(folder / "s")
+    with UdStreamListener.bind(folder / "s"):
+        with pytest.raises(OSError, match="in use"):
+            UdStreamListener.bind(folder / "s")
+
+
+def test_a_reclaim_without_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that has no locks a stale file is replaced without one."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    stale(folder / "s")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    UdStreamListener.bind(folder / "s").close()
+
+
 # --- whose file is removed ---
 
 
@@ -552,18 +700,48 @@ def test_closing_removes_the_file(path: Path) -> None:
     assert path.is_socket()
 
 
-@pytest.mark.parametrize("replacement", ["socket", "file", "nothing"])
+@pytest.mark.parametrize("replacement", ["socket", "file", "link to ours", "nothing"])
 def test_a_file_that_is_not_ours_any_more_stays(path: Path, replacement: str) -> None:
     """When another has taken its place, closing removes nothing."""
     with ExitStack() as stack:
         listener = UdStreamListener.bind(path)
-        path.unlink()
+        if replacement == "link to ours":
+            path.rename(path.parent / "moved")
+            path.symlink_to(path.parent / "moved")
+        else:
+            path.unlink()
         if replacement == "socket":
             stack.enter_context(UdStreamListener.bind(path))
         elif replacement == "file":
             path.write_text("precious")
         listener.close()
         assert path.exists() == (replacement != "nothing")
+
+
+def test_a_handler_that_raises_as_the_name_is_given(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late it raises, the file that is there by then goes again."""
+    publish = _binding._publish
+
+    def publish_and_raise(*args: Any) -> None:
+        publish(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_binding, "_publish", publish_and_raise)
+    with pytest.raises(KeyboardInterrupt):
+        UdStreamListener.bind(path)
+    assert os.listdir(path.parent) == []
+
+
+def test_a_claim_that_is_dropped(folder: Path) -> None:
+    """A name that was given leaves no descriptor when nobody holds on to it, and the file where it is."""
+    with bound(folder / "s"):
+        claim = _binding.Claim(os.fsencode(folder), b"s")
+        claim.identify()
+        fd = claim.folder
+        del claim
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        assert (folder / "s").is_socket()
 
 
 def test_the_folder_is_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -658,6 +836,20 @@ def test_authorize_by_a_set_of_uids(folder: Path) -> None:
                 listener.accept()
 
 
+def test_authorize_by_uid_not_gid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set is one of users: a group of the same number lets nobody in."""
+    monkeypatch.setattr(ancillary, "peer_credentials", lambda _sock: ancillary.Credentials(1, 1001, 1002))
+    for uid, comes_in in ((1001, True), (1002, False)):
+        with UdStreamListener.bind(folder / "s", authorize={uid}) as listener:
+            listener.set_nonblocking(True)
+            with UdStream.connect(folder / "s"):
+                if comes_in:
+                    listener.accept().close()
+                else:
+                    with pytest.raises(BlockingIOError):
+                        listener.accept()
+
+
 def test_authorize_by_a_callable(folder: Path) -> None:
     """It is given the peer's Credentials; whom it refuses is skipped, and iteration goes on."""
     asked = []
@@ -736,6 +928,26 @@ def test_an_error_of_authorize(folder: Path) -> None:
         next(incoming).close()
 
 
+def test_an_error_of_authorize_after_a_shutdown(folder: Path) -> None:
+    """An error that is not the shutdown's own does not end the iteration as if it were: others are still queued."""
+    answers: list[Any] = [OSError(errno.EIO, "no such thing"), True]
+
+    def answer(_peer: object) -> bool:
+        given = answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return bool(given)
+
+    with UdStreamListener.bind(folder / "s", authorize=answer) as listener:
+        with UdStream.connect(folder / "s"), UdStream.connect(folder / "s"):
+            incoming = iter(listener)
+            listener.shutdown()
+            with pytest.raises(OSError, match="no such thing"):
+                next(incoming)
+            next(incoming).close()
+            assert list(incoming) == []
+
+
 def test_refused_peers_do_not_lengthen_the_timeout(folder: Path) -> None:
     """A stream of peers that are refused does not keep accept() from its TimeoutError."""
     with UdStreamListener.bind(folder / "s", authorize=lambda _: False) as listener:
@@ -796,6 +1008,7 @@ def test_a_handler_that_raises_in_the_wait_for_the_lock(folder: Path, raised: ty
         with on_alarm(stop, 0.1), pytest.raises(raised) as caught:
             UdStreamListener.bind(folder / "s").close()
         assert caught.value.args == ("from the handler",)
+        assert getattr(caught.value, "filename", None) is None
         assert os.stat(folder / "s").st_ino == inode
         assert set(os.listdir("/proc/self/fd")) == fds
     finally:
@@ -1001,6 +1214,7 @@ def test_a_listener_is_no_inherited_connection(folder: Path, manager: Callable[.
     "variables",
     [
         {"LISTEN_FDS": "x"},
+        {"LISTEN_FDS": "\N{SUPERSCRIPT ONE}"},
         {"LISTEN_FDS": "-1"},
         {"LISTEN_FDS": "99999999999"},
         {"LISTEN_PID": "x"},
