@@ -129,15 +129,6 @@ def client(path: object) -> socket.socket:
     return sock
 
 
-def until_it_listens(path: object) -> socket.socket:
-    """A client of a server that does not say when it listens."""
-    while True:
-        try:
-            return client(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            time.sleep(0.01)
-
-
 def send_all_that_goes(conn: socket.socket) -> None:
     """Send until the connection takes no more, which is the error."""
     while True:
@@ -155,6 +146,21 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def client_of_a_quiet_server(path: object) -> socket.socket:
+    """A client of one that does not say when it listens."""
+    clients = []
+
+    def connected() -> bool:
+        try:
+            clients.append(client(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    eventually(connected)
+    return clients[0]
 
 
 def waiting_to_be_read(fd: int) -> int:
@@ -340,8 +346,12 @@ def test_only_the_command_asked_for_is_imported(folder: Path) -> None:
     )
 
 
-def test_error_of_an_abstract_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_of_an_abstract_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An abstract name that nobody has is told as it was given, whatever its bytes; it has no file to look at."""
+    monkeypatch.chdir(folder)
+    (folder / f"@{folder.name}").touch()
     for name in (f"@{folder.name}", f"@{folder.name}\0x"):
         assert main(["connect", name]) == 1
         shown = name.replace("\0", r"\x00")
@@ -406,19 +416,25 @@ def test_closed_standard_files(server: socket.socket, folder: Path) -> None:
     assert process.wait(LONG) == 0
 
 
-def closed(redirections: str, *args: object) -> subprocess.CompletedProcess[bytes]:
-    """Run a command with some of its standard files closed by the shell."""
+def redirected(redirections: str, *args: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run a command whose standard files the shell has led elsewhere, or closed."""
     shell = ["sh", "-c", f'exec "$@" {redirections}', "sh", *words(*args)]
     return subprocess.run(
-        shell, env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=LONG
+        shell, env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=LONG, **options
     )
 
 
 def test_nobody_to_tell() -> None:
-    """Results and errors that nobody is there to read change no status, and are no traceback."""
-    done = closed(">&-", "--version")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert closed("2>&-", "take", "p", "--").returncode == 2
+    """An error that nobody is there to read has the status that it has."""
+    assert redirected("2>&-", "take", "p", "--").returncode == 2
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(words("take", "p", "--"), env=environment(), stderr=writer, timeout=LONG)
+    finally:
+        os.close(writer)
+    assert ended.returncode == 2
 
 
 def test_written_to_a_closed_stdout(server: socket.socket, folder: Path) -> None:
@@ -442,10 +458,7 @@ PRINTING = [["doctor"], ["--version"], ["--help"], ["connect", "--help"], ["demo
 @pytest.mark.parametrize("command", PRINTING, ids=" ".join)
 def test_result_that_cannot_be_printed(server: socket.socket, folder: Path, command: list[str]) -> None:
     """A full disk under stdout is an error, in one line: status 1."""
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            words(*command), env=environment(), cwd=folder, stdout=full, stderr=subprocess.PIPE, timeout=LONG
-        )
+    done = redirected(">/dev/full", *command, cwd=folder)
 
     assert done.stderr == b"udstream: stdout: No space left on device\n"
     assert done.returncode == 1
@@ -454,13 +467,7 @@ def test_result_that_cannot_be_printed(server: socket.socket, folder: Path, comm
 @pytest.mark.parametrize("command", [["doctor"], ["--version"], ["demo"], ["who", "s"]], ids=" ".join)
 def test_result_for_a_closed_stdout(server: socket.socket, folder: Path, command: list[str]) -> None:
     """A result that nobody can get is an error."""
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *words(*command)],
-        env=environment(),
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        timeout=LONG,
-    )
+    done = redirected(">&-", *command, cwd=folder)
 
     assert done.stderr == b"udstream: stdout: Bad file descriptor\n"
     assert done.returncode == 1
@@ -480,10 +487,7 @@ def test_result_for_a_closed_stdout(server: socket.socket, folder: Path, command
 )
 def test_error_that_cannot_be_printed(folder: Path, command: list[str], status: int) -> None:
     """A full disk under stderr changes no exit status."""
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(words(*command), env=environment(), cwd=folder, stderr=full, timeout=LONG)
-
-    assert done.returncode == status
+    assert redirected("2>/dev/full", *command, cwd=folder).returncode == status
 
 
 @needs_linux
@@ -492,7 +496,7 @@ def test_note_that_cannot_be_printed(folder: Path) -> None:
     path = folder / "s"
     with open("/dev/full", "wb") as full:
         process = subprocess.Popen(words("listen", "--echo", path), env=environment(), stderr=full)
-        with until_it_listens(path) as conn:
+        with client_of_a_quiet_server(path) as conn:
             conn.sendall(b"all is well")
             conn.shutdown(socket.SHUT_WR)
             assert receive_all(conn) == b"all is well"
@@ -956,19 +960,24 @@ def test_connect_meets_signals_in_its_main_thread(
     server: socket.socket, folder: Path, start: Command
 ) -> None:
     """The thread that reads stdin leaves the signals that end a command to the one that tidies up."""
+    ending = sum(1 << (number - 1) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     process = start("connect", folder / "s")
+
+    def blocked() -> dict[int, int]:
+        masks = {}
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            found = re.search(r"SigBlk:\t(\w+)", (task / "status").read_text())
+            assert found
+            masks[int(task.name)] = int(found[1], 16) & ending
+        return masks
+
     with accept(server) as conn:
         process.stdin.write(b"x")
         process.stdin.flush()
         assert conn.recv(1) == b"x"
-        blocked = {}
-        for task in Path(f"/proc/{process.pid}/task").iterdir():
-            found = re.search(r"SigBlk:\t(\w+)", (task / "status").read_text())
-            assert found
-            blocked[int(task.name)] = int(found[1], 16)
-    ending = sum(1 << (number - 1) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    assert blocked.pop(process.pid) & ending == 0
-    assert [mask & ending for mask in blocked.values()] == [ending]
+        # It had blocked them for as long as it took to start the other one.
+        eventually(lambda: not blocked()[process.pid])
+        assert sorted(blocked().values()) == [0, ending]
 
 
 # --------------------------------------------------------------------------------- what connect and listen share
@@ -2190,6 +2199,21 @@ def test_take_runs_a_command_with_the_files_and_no_others(folder: Path, start: C
         out = process.stdout.read().decode()
         assert process.wait(LONG) == 0, process.stderr.read()
     assert out == "[0, 1, 2, 3, 4] b'one' b'two' 3 4 ['one', 'two']\n"
+
+
+@needs_linux
+def test_take_command_has_an_empty_stdin_for_a_closed_one(folder: Path) -> None:
+    """Nor does a file that COMMAND opens get the number of a stdin that was closed."""
+    path = folder / "s"
+    command = words("take", path, "--", "readlink", "/proc/self/fd/0")
+    process: Process
+    with subprocess.Popen(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command], env=environment(), stdout=-1, stderr=-1
+    ) as process:
+        ready(process, path)
+        run("pass", path, os.devnull)
+        assert process.stdout.read() == b"/dev/null\n"
+    assert process.returncode == 0
 
 
 @needs_linux

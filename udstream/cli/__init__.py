@@ -132,11 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _reason(error: OSError) -> object:
     """What the system says, and why it says so of a path where no server is."""
     reason = error.strerror or error
-    if error.errno in (errno.ECONNREFUSED, errno.EADDRINUSE) and isinstance(error.filename, str):
+    path = error.filename
+    if error.errno in (errno.ECONNREFUSED, errno.EADDRINUSE) and isinstance(path, str) and path[:1] != "@":
         try:
-            mode = os.stat(error.filename).st_mode
-        except (OSError, ValueError):
-            return reason  # an abstract name, say
+            mode = os.stat(path).st_mode
+        except OSError:
+            return reason  # it has just gone, say
         if not stat.S_ISSOCK(mode):
             return f"{reason}: it is a {kind(mode)}, and no socket"
         if error.errno == errno.ECONNREFUSED:
