@@ -990,3 +990,25 @@ def test_a_peer_that_never_stops(name: str, collecting: bool) -> None:
                 ENDLESS[name](here)
         finally:
             stop.set()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("collecting", [False, True])
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_peer_that_never_pauses(name: str, collecting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it take a moment in which there is nothing."""
+    here, there = UdStream.pair()
+    with here, there, here.dup() as what_is_left:
+        here.timeout = 5
+        here.collect_ancillary = collecting
+        for _ in range(30):
+            # The descriptor ends a read.
+            there.send_fds(b"some text, and the end of a line\n", [0])
+        there.shutdown(Shutdown.WRITE)
+        # Each look at the clock takes a second.
+        monkeypatch.setattr(_timing, "monotonic", itertools.count(time.monotonic()).__next__)
+        with pytest.raises(TimeoutError):
+            ENDLESS[name](here)
+        assert what_is_left.read(1) == b"s"
+        for _, received in here.collected:
+            received.close()

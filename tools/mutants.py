@@ -63,7 +63,7 @@ MODULES = {
     "_activation": "listener real_servers",
     "_waiting": "timeouts file_timeouts",
 }
-PROOF = "faults forks histories signals threads"
+PROOF = "faults forks histories sends signals threads"
 SAMPLE = 100
 SEED = 1
 # Seconds of tests, as they took under coverage, that a mutant has to survive.
