@@ -49,8 +49,10 @@ def _serve_one(listener: UdStreamListener, args: argparse.Namespace) -> None:
 
 
 def _serve_in_turn(listener: UdStreamListener, args: argparse.Namespace) -> None:
-    for stream in serving.admitted(listener, args):
-        with stream:
+    clients = serving.admitted(listener, args)
+    while True:
+        relay.wait_for_client(listener)
+        with next(clients) as stream:
             try:
                 relay.join(stream)
             except OSError as error:

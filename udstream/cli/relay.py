@@ -8,7 +8,7 @@ import select
 import signal
 import threading
 
-from .. import Shutdown, UdStream
+from .. import Shutdown, UdStream, UdStreamListener
 from .terminal import OutputClosed
 from .threads import start
 
@@ -57,6 +57,15 @@ def join(stream: UdStream) -> None:
         feeder.join(1)
     if feeder.error is not None:
         raise feeder.error
+
+
+def wait_for_client(listener: UdStreamListener) -> None:
+    """Wait until somebody connects; `OutputClosed` as soon as nobody reads stdout."""
+    poller = select.poll()
+    poller.register(listener.fileno(), select.POLLIN)
+    _watch_output(poller)
+    if dict(poller.poll()).get(STDOUT, 0) & _GONE:
+        raise OutputClosed
 
 
 class _Feeder(threading.Thread):
