@@ -1245,17 +1245,11 @@ def test_listen_ends_by_a_signal_that_the_main_thread_does_not_meet(
     assert not path.exists()
 
 
-@needs_linux
 def test_listen_keep_open_that_nobody_reads_any_more(folder: Path, start: Command) -> None:
-    """It ends as soon as the reader of stdout has gone, before the next client's words are lost."""
+    """It ends as soon as the reader of stdout has gone, before the words of a client are lost."""
     path = folder / "s"
     process = start("listen", "--keep-open", path)
     ready(process, path)
-    with client(path) as conn:
-        conn.sendall(b"one")
-    assert os.read(process.stdout.fileno(), 100) == b"one"
-    # The thread that read stdin for that client has ended.
-    eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 2)
     process.stdout.close()
 
     assert process.wait(LONG) == 141
