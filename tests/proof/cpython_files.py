@@ -50,7 +50,7 @@ class OtherEnd:
                     self.got.append(data)
             except ConnectionResetError:
                 pass  # this end was closed with something unread
-            except OSError:
+            except (OSError, ValueError):
                 return  # it is garbage, and the collector closes it just now
             try:
                 while self.pieces and self.pieces[0] is not None:
