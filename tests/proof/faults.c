@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/sendfile.h>
@@ -170,6 +171,9 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 }
 
 CALL(int, poll, WAITS, (struct pollfd *fds, nfds_t count, int milliseconds), (fds, count, milliseconds))
+/* What Python polls with since 3.15. */
+CALL(int, ppoll, WAITS,
+     (struct pollfd *fds, nfds_t count, const struct timespec *time, const sigset_t *mask), (fds, count, time, mask))
 
 /* --- descriptors and files --- */
 
