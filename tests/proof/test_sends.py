@@ -118,8 +118,10 @@ def test_a_handler_that_raises_at_any_place(
     record_property("places at which a handler raised", at)
 
 
+# So much of it that it stays in a buffer, or that it does not.
+@pytest.mark.parametrize("lines", [1, 20_000])
 @pytest.mark.parametrize("mode", ["rwb", "rw", "w"])
-def test_a_handler_that_writes_to_the_same_file(mode: str) -> None:
+def test_a_handler_that_writes_to_the_same_file(mode: str, lines: int) -> None:
     """Its text comes after what is being written, and nothing comes twice."""
     data = "".join(f"{number}\n" for number in range(200_000))
     stream, theirs = ends()
@@ -127,7 +129,7 @@ def test_a_handler_that_writes_to_the_same_file(mode: str) -> None:
     with theirs, stream.makefile(mode) as file:
         # More than there is room for: the write waits until somebody reads.
         def handler(*_: object) -> None:
-            file.write(text(mode, "handler\n"))
+            file.write(text(mode, "handler\n" * lines))
             receiving.start()
 
         receiving = threading.Thread(target=lambda: reader.append(everything(theirs)))
@@ -138,7 +140,7 @@ def test_a_handler_that_writes_to_the_same_file(mode: str) -> None:
         receiving.join(PATIENCE)
     (got,) = reader
     assert got.decode().replace("handler\n", "") == data
-    assert got.decode().endswith("\nhandler\n")
+    assert got.decode().endswith("\n" + "handler\n" * lines)
 
 
 def test_a_handler_that_flushes_the_same_file() -> None:
