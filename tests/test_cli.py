@@ -1088,6 +1088,26 @@ def test_join_does_not_wait_for_a_read_of_stdin(
 
 
 @pytest.mark.usefixtures("no_endless_wait")
+def test_join_ends_with_the_peer_though_stdin_is_read(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int], quicker: list[bytes]
+) -> None:
+    """Nor does it wait for that read where the peer has closed the connection."""
+    stream, peer = pair
+    stdin, _ = joined
+    os.write(stdin, b"theirs")
+
+    def leave() -> None:
+        eventually(lambda: quicker == [b"theirs"])
+        peer.close()
+
+    with in_thread(leave):
+        relay.join(stream)
+    [feeder] = feeders()
+    os.write(stdin, b"x")
+    feeder.join(LONG)
+
+
+@pytest.mark.usefixtures("no_endless_wait")
 def test_join_writes_all_to_a_nonblocking_stdout(
     pair: tuple[UdStream, UdStream], joined: tuple[int, int]
 ) -> None:

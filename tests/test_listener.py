@@ -610,12 +610,22 @@ def test_a_connection_that_another_takes(
     taken[0].close()
 
 
-def test_an_accept_that_finds_it_closed(listener: UdStreamListener, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    # Of the system call, and of a poll that is asked for a number which a closed one no longer has.
+    [
+        OSError(errno.EBADF, os.strerror(errno.EBADF)),
+        ValueError("file descriptor cannot be a negative integer"),
+    ],
+)
+def test_an_accept_that_finds_it_closed(
+    listener: UdStreamListener, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When another thread closes it just before the system call, that is told as of any closed listener."""
 
     def too_late(_accepted: object, _sock: object) -> None:
         listener.close()
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise error
 
     monkeypatch.setattr(listener_module, "_accept_into", too_late)
     listener.timeout = PATIENCE

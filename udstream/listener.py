@@ -284,14 +284,15 @@ class UdStreamListener:
         while True:
             try:
                 self._accept_any(sock, accepted, deadline)
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
+            except (OSError, ValueError) as error:
+                if sock.fileno() < 0:
+                    # By another thread, in the middle of this.
+                    raise ValueError("I/O operation on closed listener") from error
+                if isinstance(error, OSError) and error.errno in _EXHAUSTED:
                     if _is_shut_down(sock):
                         raise _shut_down() from error
                     self._pause = min(self._pause * 2 or _FIRST_PAUSE, _LONGEST_PAUSE)
                     self._not_before = monotonic() + self._pause
-                if sock.fileno() < 0:
-                    raise ValueError("I/O operation on closed listener") from error
                 raise
             self._pause = 0.0
             if self._authorize is None or self._may_come_in(accepted[0]):

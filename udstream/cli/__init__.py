@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(failure.subject, failure.reason)
         return failure.status
     except OSError as error:
-        complain(_path(args) if error.filename is None else error.filename or "''", _reason(error))
+        subject = _path(args) if error.filename is None else error.filename or "''"
+        complain(subject, _reason(error))
         return ERROR
     except NotImplementedError as error:
         complain(_path(args), error)

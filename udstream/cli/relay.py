@@ -48,7 +48,7 @@ def join(stream: UdStream) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _drain(stream)
-        _wait_for(feeder, ours)
+        _wait_for(feeder, ours, stream)
     finally:
         # Ends a write that the peer does not read, and the poll that waits for stdin.
         _shutdown(stream, Shutdown.BOTH)
@@ -135,16 +135,21 @@ def _drain(stream: UdStream) -> None:
         _write(buffer[:count])
 
 
-def _wait_for(feeder: _Feeder, wake: UdStream) -> None:
-    """Wait until *feeder* is done, or nobody reads stdout."""
+def _wait_for(feeder: _Feeder, wake: UdStream, stream: UdStream) -> None:
+    """Wait until *feeder* is done, or the peer has closed the connection, or nobody reads stdout."""
     poller = select.poll()
     poller.register(wake.fileno(), select.POLLIN)
+    poller.register(stream.fileno(), 0)
     _watch_output(poller)
     while feeder.is_alive():
         ready = dict(poller.poll())
         if ready.get(STDOUT, 0) & _GONE:
             raise OutputClosed
         if wake.fileno() in ready:
+            return
+        if stream.fileno() in ready:
+            # The feeder sees it, too, and ends; but not where another reader of stdin was quicker than its read.
+            feeder.join(1)
             return
 
 
