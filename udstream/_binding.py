@@ -197,6 +197,9 @@ def _set_access(claim: Claim, name: bytes, access: Access) -> None:
             os.chmod(_through(fd), access.mode)
             if stat.S_IMODE(os.fstat(fd).st_mode) != access.mode:
                 raise OSError(errno.EOPNOTSUPP, "the file system does not keep the mode")
+    except FileNotFoundError:
+        # The file itself is held. In a bare chroot, say.
+        raise OSError(errno.ENOSYS, "no /proc, which it takes to set a socket file's mode or owner") from None
     finally:
         os.close(fd)
 
