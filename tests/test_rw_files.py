@@ -647,13 +647,13 @@ def test_who_writes_on_after_a_broken_pipe(mode: str, buffering: int, flushing: 
     """A writer that goes on, as a logger does, is told so each time; what can never be sent is not heaped up."""
     if "b" in mode and buffering == 1:
         pytest.skip("binary files have no line buffering")
-    for size in (1000, 20_000):
+    for size, times in ((1000, 1000), (20_000, 50)):
         line = data_for(mode, "x" * size + "\n")
         with conversation(mode, buffering=buffering) as (file, theirs):
             theirs.close()
             tracemalloc.start()
             try:
-                for _ in range(200):
+                for _ in range(times):
                     with suppress(BrokenPipeError):
                         file.write(line)
                         if flushing:
@@ -661,7 +661,7 @@ def test_who_writes_on_after_a_broken_pipe(mode: str, buffering: int, flushing: 
                 kept, _ = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
-            assert kept < 4 * max(size, io.DEFAULT_BUFFER_SIZE)
+            assert kept < 300_000
             with suppress(BrokenPipeError):
                 file.close()
 

@@ -119,20 +119,25 @@ def make(
             RuntimeWarning,
             3,
         )
-    size = buffering if buffering > 1 else _TWO_WAYS if mode.reading and mode.writing else _ONE_WAY
+    both = mode.reading and mode.writing
+    size = buffering if buffering > 1 else _TWO_WAYS if both else _ONE_WAY
+    gathered = buffering if buffering > 1 else _GATHERED
     nonblocking = not fresh and stream.is_nonblocking()
     if mode.binary:
         careful = nonblocking or stream.timeout is not None
         source = Source(stream, careful) if mode.reading else None
-        sink = Sink(stream, size) if mode.writing else None
+        sink = Sink(stream, gathered if both else size) if mode.writing else None
         return BinaryFile(stream, mode.given, size, source, sink)
     if nonblocking:
         raise ValueError("a nonblocking stream can't be wrapped in text: make it blocking first")
-    return TextFile(stream, mode, size, buffering == 1, encoding, errors, newline)
+    return TextFile(stream, mode, gathered, buffering == 1, encoding, errors, newline)
 
 
-# The sizes of the buffers, unless one is given. A file that goes both ways has one for each.
-_ONE_WAY, _TWO_WAYS = 16384, 8192
+# The sizes of the buffers, unless one is given: of those that are there from the first, for a file that goes one way
+# or both; Python's own are much larger since 3.14. And how much is gathered that takes no room before.
+_ONE_WAY = max(16384, io.DEFAULT_BUFFER_SIZE // 2)
+_TWO_WAYS = max(8192, io.DEFAULT_BUFFER_SIZE // 4)
+_GATHERED = 65536
 
 _KNOWN: dict[str, Mode] = {}
 
