@@ -1,12 +1,8 @@
-"""Which descriptors this process has open, and how multiprocessing passes them."""
+"""Which descriptors this process has open."""
 
 from __future__ import annotations
 
-import multiprocessing.reduction
 import os
-
-# Whether multiprocessing says with a byte that descriptors have arrived: on macOS, and since Python 3.14 everywhere.
-MULTIPROCESSING_ACKNOWLEDGES: bool = getattr(multiprocessing.reduction, "ACKNOWLEDGE", True)
 
 
 def is_open(fd: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.reduction
 import os
 import shutil
 import signal
@@ -18,6 +19,9 @@ import udstream
 
 # Every wait is bounded by this, many times what the slowest of them takes.
 PATIENCE = 20.0
+
+# Whether multiprocessing says with a byte that descriptors have arrived: on macOS, and since Python 3.14 everywhere.
+MULTIPROCESSING_ACKNOWLEDGES: bool = getattr(multiprocessing.reduction, "ACKNOWLEDGE", True)
 
 # Which Debian package has a program whose name isn't the package's.
 PACKAGES = {

@@ -30,7 +30,8 @@ from types import CodeType
 from typing import Any
 
 import pytest
-from descriptors import MULTIPROCESSING_ACKNOWLEDGES, fd_count, is_open
+from descriptors import fd_count, is_open
+from real import MULTIPROCESSING_ACKNOWLEDGES
 
 from udstream import UdStream, _collecting, ancillary
 from udstream.ancillary import Credentials, FileDescriptors

@@ -926,6 +926,19 @@ def test_iteration(reader: Callable[..., Any]) -> None:
         next(file)
 
 
+@pytest.mark.parametrize("buffering", [-1, 4096])
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+def test_how_much_is_gathered(mode: str, buffering: int) -> None:
+    """What is written leaves when the buffer is full: as much of it as the docs say, or as was asked for."""
+    default = 16384 if mode == "wb" and sys.version_info < (3, 14) else 65536
+    size = default if buffering == -1 else buffering
+    with conversation(mode, buffering) as (file, theirs):
+        written = 0
+        while not here(theirs):
+            written += file.write(data_for(mode, "x" * 1024))
+        assert size <= written <= size + 1024
+
+
 def test_long_lines(reader: Callable[..., Any]) -> None:
     """Lines that are longer than any buffer come whole."""
     sizes = [1, 8191, 8192, 8193, 20_000, 0]

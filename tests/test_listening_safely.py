@@ -671,13 +671,10 @@ def test_a_server_that_ends_in_the_middle_of_a_reclaim(
 def test_a_mode_without_proc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a bare chroot a mode that the umask leaves is had; one that it does not is an error that says what is missing."""
     monkeypatch.setattr(_binding, "_OWN_FDS", b"/nowhere")
-    umask = os.umask(0o077)
-    try:
+    with umask(0o077):
         UdStreamListener.bind(folder / "s", mode=0o600).close()
         with pytest.raises(OSError, match="no /proc") as caught:
             UdStreamListener.bind(folder / "s", mode=0o666)
-    finally:
-        os.umask(umask)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSYS, str(folder / "s"))
     assert os.listdir(folder) == []
 

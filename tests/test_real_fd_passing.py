@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from descriptors import MULTIPROCESSING_ACKNOWLEDGES
-from real import PATIENCE, Program, environment, needs, python, running
+from real import MULTIPROCESSING_ACKNOWLEDGES, PATIENCE, Program, environment, needs, python, running
 
 from udstream import FileDescriptors, UdStream, UdStreamListener
 

@@ -6,6 +6,7 @@ import array
 import copy
 import errno
 import gzip
+import importlib
 import io
 import os
 import pickle
@@ -1182,8 +1183,15 @@ def test_lines_of_the_raw_file(pair: tuple[UdStream, UdStream]) -> None:
     assert here.readlines() == [b"three\n", b"four"]
 
 
-def test_no_copies(pair: tuple[UdStream, UdStream]) -> None:
+@pytest.mark.parametrize("multiprocessing", ["imported", "not imported"])
+def test_no_copies(
+    pair: tuple[UdStream, UdStream], multiprocessing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stream can be neither copied nor pickled: TypeError that says so."""
+    if multiprocessing == "imported":
+        importlib.import_module("multiprocessing.context")
+    else:
+        monkeypatch.delitem(sys.modules, "multiprocessing.context", raising=False)
     for call in (
         copy.copy,
         copy.deepcopy,
@@ -1273,6 +1281,28 @@ def test_subclass(folder: Path) -> None:
         assert twin.hello() == 5
         assert taken.read(10) == b"hello"
         assert "Mine fd=" in repr(one)
+
+
+def test_subclass_that_overrides() -> None:
+    """It is made without its ``__init__``; what it overrides is that method alone, and its attributes are its own."""
+
+    class Shouting(UdStream):
+        """A subclass that changes what it sends."""
+
+        def __init__(self) -> None:
+            raise AssertionError("it is not called")
+
+        def write(self, data: Any) -> int | None:
+            return super().write(bytes(data).upper())
+
+    here, there = Shouting.pair()
+    with here, there:
+        here.mine = 1  # type: ignore[attr-defined]
+        here.write(b"a")
+        here.write_all(b"b")
+        with here.makefile("w") as file:
+            file.write("c")
+        assert there.readall() == b"Abc"
 
 
 # --- after close ---

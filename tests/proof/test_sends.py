@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from connections import conversation, ends
+from connections import conversation, data_for, ends
 from meanwhile import PATIENCE, in_thread, on_alarm
 from places import meddle
 
 from udstream import UdStream
 
+# So that a write of it sends, and that the kernel holds while nobody reads.
+MORE_THAN_A_BUFFER = "c" * 100_000
 BOTH = pytest.mark.parametrize("mode", ["rwb", "rw"])
 
 
@@ -27,11 +29,6 @@ class Stop(Exception):
 def stop() -> None:
     """A handler that raises."""
     raise Stop
-
-
-def text(mode: str, data: str) -> Any:
-    """As a file of this mode takes it."""
-    return data.encode() if "b" in mode else data
 
 
 def everything(theirs: socket.socket) -> bytes:
@@ -64,10 +61,10 @@ def test_a_second_writer_at_any_place(
             calls: dict[str, Callable[[], Any]] = {
                 "flush": file.flush,
                 "readline": file.readline,
-                "write": partial(file.write, text(mode, "c" * 20_000)),
+                "write": partial(file.write, data_for(mode, MORE_THAN_A_BUFFER)),
             }
-            file.write(text(mode, "a"))
-            other = threading.Thread(target=file.write, args=(text(mode, "b"),))
+            file.write(data_for(mode, "a"))
+            other = threading.Thread(target=file.write, args=(data_for(mode, "b"),))
 
             def begin(other: threading.Thread = other) -> None:
                 other.start()
@@ -80,7 +77,7 @@ def test_a_second_writer_at_any_place(
             file.close()
             got = everything(theirs)
             assert sorted(got.replace(b"c", b"")) == sorted(b"ab" if reached else b"a"), at
-            assert got.count(b"c") == (20_000 if call == "write" else 0)
+            assert got.count(b"c") == (len(MORE_THAN_A_BUFFER) if call == "write" else 0)
         at += 1
     assert at > 20
     record_property("places at which another thread wrote", at)
@@ -99,7 +96,7 @@ def test_a_handler_that_raises_at_any_place(
         with theirs:
             theirs.sendall(b"answer\n")
             file = stream.makefile(mode)
-            file.write(text(mode, "request\n"))
+            file.write(data_for(mode, "request\n"))
 
             def run(file: Any = file) -> None:
                 # io.BufferedReader takes what is raised as it asks for `closed` for yes.
@@ -129,12 +126,12 @@ def test_a_handler_that_writes_to_the_same_file(mode: str, lines: int) -> None:
     with theirs, stream.makefile(mode) as file:
         # More than there is room for: the write waits until somebody reads.
         def handler(*_: object) -> None:
-            file.write(text(mode, "handler\n" * lines))
+            file.write(data_for(mode, "handler\n" * lines))
             receiving.start()
 
         receiving = threading.Thread(target=lambda: reader.append(everything(theirs)))
         with on_alarm(handler, 0.05):
-            file.write(text(mode, data))
+            file.write(data_for(mode, data))
             file.flush()
         file.close()
         receiving.join(PATIENCE)
@@ -175,14 +172,14 @@ def test_what_a_handler_raised_is_not_swallowed(mode: str) -> None:
         with theirs:
             theirs.sendall(b"one\ntwo\n")
             file = stream.makefile(mode)
-            assert file.readline() == text(mode, "one\n")
-            file.write(text(mode, "request\n"))
+            assert file.readline() == data_for(mode, "one\n")
+            file.write(data_for(mode, "request\n"))
             sink = file._sink
             send, sink._attempts = sink._attempts, iter(partial(stop), None)
-            assert file.readline() == text(mode, "two\n")
+            assert file.readline() == data_for(mode, "two\n")
             sink._attempts = send
             with pytest.raises(Stop):
-                getattr(file, then)(*([text(mode, "more\n")] if then == "write" else []))
+                getattr(file, then)(*([data_for(mode, "more\n")] if then == "write" else []))
             file.close()
             assert everything(theirs) == b"request\n"
 
@@ -231,7 +228,7 @@ def test_storms_of_alarms() -> None:
             signal.signal(signal.SIGALRM, handler)
             try:
                 for line in lines:
-                    file.write(text(mode, line))
+                    file.write(data_for(mode, line))
                     try:
                         signal.setitimer(signal.ITIMER_REAL, 0.00002)
                         file.flush()

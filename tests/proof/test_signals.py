@@ -373,7 +373,8 @@ def written_and_read(file: Any) -> None:
     text = hasattr(file, "encoding")
     file.write("a\n" if text else b"a\n")
     file.readline()
-    file.write("b" * 20000 if text else b"b" * 20000)
+    # More than a buffer of it, so that the write sends.
+    file.write("b" * 100_000 if text else b"b" * 100_000)
     file.flush()
     file.close()
 

@@ -369,7 +369,8 @@ def test_number_of_a_closed_listener_is_not_used_again(
 def test_close_at_every_place(timeout: float | None, record_property: Callable[[str, object], None]) -> None:
     """Wherever a thread is in a call as another closes the stream, no file that gets the number is read or written."""
     places = 0
-    calls = {**READS, **writes(b"x" * 20_000), **OTHERS}
+    # More than any file gathers, and no more than the kernel holds of two.
+    calls = {**READS, **writes(b"x" * 70_000), **OTHERS}
     for name, ready in calls.items():
         at = 0
         while close_at(at, name, ready, timeout):
