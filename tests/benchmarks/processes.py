@@ -24,6 +24,12 @@ Side = Callable[[socket.socket, Rounds], None]
 _ORDER = struct.Struct("q")
 _REPORT = struct.Struct("d")
 
+# Of glibc's malloc.h: two parameters, and what both are at first.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_FIRST_THRESHOLD = 128 * 1024
+# What asyncio allocates for each read.
+_GAP = 256 * 1024
+
 
 def _rounds(orders: int, reports: int) -> Rounds:
     while order := os.read(orders, _ORDER.size):
@@ -46,7 +52,7 @@ class _Process:
                 os.close(self._orders)
                 os.close(self._reports)
                 gc.disable()
-                _give_spare_memory_back()
+                _as_in_a_fresh_program()
                 part(_rounds(orders, reports))
                 status = 0
             except BaseException:
@@ -123,15 +129,37 @@ def between(driver: Side, partner: Side, *, in_batches: bool = False) -> Iterato
             yield measure
 
 
-def _give_spare_memory_back() -> None:
+class _Mallinfo(ctypes.Structure):
+    """What glibc's mallinfo returns; hblks is the number of blocks that are mapped, each for itself."""
+
+    _fields_ = (
+        ("arena", ctypes.c_int),
+        ("ordblks", ctypes.c_int),
+        ("smblks", ctypes.c_int),
+        ("hblks", ctypes.c_int),
+        ("others", ctypes.c_int * 6),
+    )
+
+
+def _as_in_a_fresh_program() -> None:
     """
     Start with as little free memory as a fresh program has, not with what earlier rows have freed.
 
-    Whether a block of 256 KiB, which asyncio allocates for each read, has to be mapped each time hangs on it.
+    Whether a block of 256 KiB, which asyncio allocates for each read, has to be mapped each time hangs on it: on
+    gaps in the heap that are large enough (the rows of memory leave some), and on glibc's threshold, which rises
+    when a larger block is freed (as for the row of sendfile).
     """
     library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+    if not hasattr(library, "malloc_trim"):
+        return
+    library.mallopt(_M_MMAP_THRESHOLD, _FIRST_THRESHOLD)
+    library.mallopt(_M_TRIM_THRESHOLD, _FIRST_THRESHOLD)
+    library.malloc.restype = ctypes.c_void_p
+    library.mallinfo.restype = _Mallinfo
+    mapped = library.mallinfo().hblks
+    while library.malloc(_GAP) and library.mallinfo().hblks == mapped:
+        pass
+    library.malloc_trim(0)
 
 
 def _never_preempt() -> None:
