@@ -920,26 +920,50 @@ def test_stdin_that_cannot_be_read(args: list[str], folder: Path, start: Command
     assert process.stderr.read() == b"udstream: stdin: Bad file descriptor\n"
 
 
-@pytest.mark.parametrize("silent", ["stdin has ended", "the server has said all"])
-def test_connect_output_closed_when_one_side_has_ended(
-    silent: str, server: socket.socket, folder: Path, start: Command
+def test_connect_output_closed_when_the_server_has_said_all(
+    server: socket.socket, folder: Path, start: Command
 ) -> None:
-    """Whichever side has ended already, that nobody reads stdout ends connect at once, with 141."""
+    """What of stdin has yet to be sent is lost with a stdout that nobody reads: status 141, at once."""
     process = start("connect", folder / "s")
     with accept(server) as conn:
         conn.sendall(b"one")
-        if silent == "stdin has ended":
-            process.stdin.close()
-            assert conn.recv(1) == b""
-        else:
-            conn.shutdown(socket.SHUT_WR)
-            process.stdin.write(b"x")
-            process.stdin.flush()
-            assert conn.recv(1) == b"x"
+        conn.shutdown(socket.SHUT_WR)
+        process.stdin.write(b"x")
+        process.stdin.flush()
+        assert conn.recv(1) == b"x"
         assert os.read(process.stdout.fileno(), 3) == b"one"
         process.stdout.close()
         assert process.wait(LONG) == 141
     assert process.stderr.read() == b""
+
+
+def test_connect_output_closed_and_nothing_lost(server: socket.socket, folder: Path, start: Command) -> None:
+    """A reader that leaves with all it wanted, as grep -q, is no error once stdin was sent: status 0, at once."""
+    process = start("connect", folder / "s")
+    with accept(server) as conn:
+        conn.sendall(b"one")
+        process.stdin.close()
+        assert conn.recv(1) == b""
+        assert os.read(process.stdout.fileno(), 3) == b"one"
+        process.stdout.close()
+        assert process.wait(LONG) == 0
+    assert process.stderr.read() == b""
+
+
+def test_connect_output_closed_before_all_was_printed(
+    server: socket.socket, folder: Path, start: Command
+) -> None:
+    """What comes for a stdout that nobody reads is lost, though stdin was sent: status 141."""
+    process = start("connect", folder / "s")
+    with accept(server) as conn:
+        process.stdin.close()
+        assert conn.recv(1) == b""
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        conn.sendall(b"one")
+        process.stdout.close()
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(LONG) == 141
 
 
 def test_connect_output_to_a_socket(server: socket.socket, folder: Path, start: Command) -> None:
@@ -1105,6 +1129,72 @@ def test_join_ends_with_the_peer_though_stdin_is_read(
     [feeder] = feeders()
     os.write(stdin, b"x")
     feeder.join(LONG)
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize("ends", ["its side", "the connection"])
+def test_join_looks_at_the_peer_before_stdout(
+    ends: str, pair: tuple[UdStream, UdStream], joined: tuple[int, int]
+) -> None:
+    """Where the peer has ended the conversation, that nobody reads stdout has cut nothing short."""
+    stream, peer = pair
+    stdin, stdout = joined
+    os.close(stdout)
+    if ends == "the connection":
+        peer.close()
+    else:
+        os.close(stdin)
+        peer.shutdown(udstream.Shutdown.WRITE)
+
+    relay.join(stream)
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_gives_stdin_a_moment_to_end(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end of stdin that is there, and was not read yet, is one, for a reader of stdout that was quicker."""
+    stdin, stdout = joined
+    waited_for = threading.Event()
+    read, join = os.read, relay._Feeder.join
+
+    def late(fd: int, count: int) -> bytes:
+        assert fd != relay.STDIN or waited_for.wait(LONG)
+        return read(fd, count)
+
+    def told(feeder: relay._Feeder, timeout: float | None = None) -> None:
+        waited_for.set()
+        join(feeder, timeout)
+
+    monkeypatch.setattr(os, "read", late)
+    monkeypatch.setattr(relay._Feeder, "join", told)
+    os.close(stdin)
+    os.close(stdout)
+
+    relay.join(pair[0])
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_gives_no_moment_to_a_silent_stdin(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where stdin has nothing, and no end, nothing is waited for once the reader of stdout has gone."""
+    stream, peer = pair
+    peer.set_nonblocking(True)
+    join = relay._Feeder.join
+    seen: list[bytes | None] = []
+
+    def told(feeder: relay._Feeder, timeout: float | None = None) -> None:
+        # None while the conversation goes on.
+        seen.append(peer.read(1))
+        join(feeder, timeout)
+
+    monkeypatch.setattr(relay._Feeder, "join", told)
+    os.close(joined[1])
+
+    with pytest.raises(OutputClosed):
+        relay.join(stream)
+    assert seen == [b""]
 
 
 @pytest.mark.usefixtures("no_endless_wait")

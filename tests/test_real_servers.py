@@ -128,6 +128,27 @@ def test_redis_is_who_the_kernel_says(folder: Path, redis: Program) -> None:
     assert (redis.pid, os.getuid(), os.getgid()) == (peer.pid, peer.uid, peer.gid)
 
 
+COMMAND_LINE = "import sys; from udstream.cli import main; sys.exit(main())"
+
+
+@needs("redis-server")
+def test_redis_and_a_reader_that_leaves_with_its_answer(folder: Path, redis: Program) -> None:
+    """`echo PING | udstream connect redis.sock | grep -q PONG` goes well, whoever of the three is quicker."""
+    for _ in range(10):
+        with subprocess.Popen(
+            python(COMMAND_LINE, "connect", folder / "redis.sock"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(folder),
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(b"PING\r\n")
+            process.stdin.close()
+            assert process.stdout.readline() == b"+PONG\r\n"
+            process.stdout.close()
+            assert process.wait(PATIENCE) == 0
+
+
 # --- gpg-agent: Assuan, lines of text -----------------------------------------------------------------------
 
 

@@ -19,8 +19,6 @@ CHUNK = 64 * 1024
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
-
 
 def join(stream: UdStream) -> None:
     """
@@ -30,8 +28,9 @@ def join(stream: UdStream) -> None:
     shared with the shell and whoever else has it. When stdin ends, the peer is told by a half-close, and
     what it still says is copied. When the peer ends its side, what is left of stdin is still sent, for it
     may be a reader only; when it has closed the connection, that ends at once, also while somebody at a
-    terminal has yet to type. `OutputClosed` as soon as nobody reads stdout. `OSError` when the peer left
-    with something unread, or with ``filename`` "stdin" or "stdout" when one of these failed.
+    terminal has yet to type. That nobody reads stdout any more ends it at once, too, and is `OutputClosed` when
+    something could not be written, or not all of stdin was sent. `OSError` when the peer left with something
+    unread, or with ``filename`` "stdin" or "stdout" when one of these failed.
     """
     # The thread inherits the mask, so it leaves signals to this one; and Ctrl-C comes when there is somebody to
     # tidy up after it.
@@ -47,8 +46,7 @@ def join(stream: UdStream) -> None:
         raise
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _drain(stream)
-        _wait_for(feeder, ours, stream)
+        _hear_out(stream, feeder, ours)
     finally:
         # Ends a write that the peer does not read, and the poll that waits for stdin.
         _shutdown(stream, Shutdown.BOTH)
@@ -64,7 +62,7 @@ def wait_for_client(listener: UdStreamListener) -> None:
     poller = select.poll()
     poller.register(listener.fileno(), select.POLLIN)
     _watch_output(poller)
-    if dict(poller.poll()).get(STDOUT, 0) & _GONE:
+    if STDOUT in dict(poller.poll()):
         raise OutputClosed
 
 
@@ -109,6 +107,14 @@ class _Feeder(threading.Thread):
                 return
             self.stream.write_all(data)
 
+    def is_about_to_end(self) -> bool:
+        """Whether it ends within a moment, since stdin is at its end and only has to be read."""
+        poller = select.poll()
+        poller.register(STDIN, select.POLLIN)
+        if poller.poll(0):
+            self.join(1)
+        return not self.is_alive()
+
 
 def _shutdown(stream: UdStream, how: Shutdown) -> None:
     try:
@@ -119,43 +125,45 @@ def _shutdown(stream: UdStream, how: Shutdown) -> None:
             raise
 
 
-def _drain(stream: UdStream) -> None:
-    """Copy the stream to stdout until the peer ends its side."""
+def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream) -> None:
+    """
+    Copy the stream to stdout until both sides have ended, or the peer has closed the connection.
+
+    That nobody reads stdout is looked at last. It cuts a conversation short, which is `OutputClosed`, when there is
+    something to be written or stdin has yet to be sent; otherwise nothing was lost, and that is the end as well.
+    """
     buffer = memoryview(bytearray(CHUNK))
     poller = select.poll()
     poller.register(stream.fileno(), select.POLLIN)
-    _watch_output(poller)
-    while True:
-        ready = dict(poller.poll())
-        if ready.get(STDOUT, 0) & _GONE:
-            raise OutputClosed
-        count = stream.readinto(buffer)
-        if not count:
-            return
-        _write(buffer[:count])
-
-
-def _wait_for(feeder: _Feeder, wake: UdStream, stream: UdStream) -> None:
-    """Wait until *feeder* is done, or the peer has closed the connection, or nobody reads stdout."""
-    poller = select.poll()
     poller.register(wake.fileno(), select.POLLIN)
-    poller.register(stream.fileno(), 0)
     _watch_output(poller)
-    while feeder.is_alive():
+    hearing = feeding = True
+    while hearing or feeding:
         ready = dict(poller.poll())
-        if ready.get(STDOUT, 0) & _GONE:
-            raise OutputClosed
-        if wake.fileno() in ready:
-            return
-        if stream.fileno() in ready:
+        if stream.fileno() in ready and hearing:
+            count = stream.readinto(buffer)
+            if count:
+                _write(buffer[:count])
+            else:
+                hearing = False
+                # Asked for nothing, poll still tells that the peer has closed the connection.
+                poller.modify(stream.fileno(), 0)
+        elif wake.fileno() in ready:
+            feeding = False
+            poller.unregister(wake.fileno())
+        elif stream.fileno() in ready:
             # The feeder sees it, too, and ends; but not where another reader of stdin was quicker than its read.
             feeder.join(1)
             return
+        elif not feeding:
+            return
+        elif not feeder.is_about_to_end():
+            raise OutputClosed
 
 
 def _watch_output(poller: select.poll) -> None:
-    # Asked for nothing, poll still tells that the reader of a pipe has gone. A stdout that is not open for
-    # writing says so when something is to be written.
+    # Asked for nothing, poll still tells that the reader of a pipe has gone, and tells nothing else. A stdout that is
+    # not open for writing says so when something is to be written.
     poller.register(STDOUT, 0)
 
 
