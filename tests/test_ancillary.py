@@ -1121,7 +1121,7 @@ def test_another_process(pair: Pair, tmp_path: Path) -> None:
 # --- exceptions anywhere ---
 
 
-class Interrupted(Exception):
+class Interrupted(TimeoutError, ConnectionError):
     """What the signal handlers here raise."""
 
 

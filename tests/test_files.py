@@ -1232,7 +1232,7 @@ def test_stdlib_text_over_a_buffered_file(mode: str) -> None:
     assert stream.closed
 
 
-class Stop(Exception):
+class Stop(TimeoutError, ConnectionError):
     """What a signal's handler raises."""
 
 

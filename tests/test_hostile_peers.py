@@ -845,7 +845,7 @@ def test_signals_that_do_not_raise(receive: Callable[..., tuple[bytes, list[int]
         assert signals
 
 
-class Interrupted(Exception):
+class Interrupted(TimeoutError, ConnectionError):
     """What a signal handler here raises."""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from children import forked
 from descriptors import fd_count
+from fakes import in_place_of_the_kernel
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 
 from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener, _csocket, _waiting
@@ -311,7 +312,7 @@ def test_a_handler_that_raises_leaks_no_connection(
 ) -> None:
     """However close to the accept a signal's handler raises, the connection is returned or closed."""
 
-    class Interrupt(Exception):
+    class Interrupt(TimeoutError, ConnectionError):
         pass
 
     def interrupt(*_: object) -> None:
@@ -534,6 +535,7 @@ class Breaking:
         self.usual = listener_module._accept_into
         monkeypatch.setattr(listener_module, "_accept_into", self)
 
+    @in_place_of_the_kernel
     def __call__(self, accepted: Any, sock: Any) -> None:
         if self.numbers:
             number = self.numbers.pop(0)

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from children import forked
+from fakes import in_place_of_the_kernel
 from meanwhile import PATIENCE, on_alarm
 
 from udstream import UdStream, UdStreamListener, _activation, _binding, _csocket, ancillary
@@ -691,6 +692,7 @@ def test_a_reclaim_without_proc(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_reclaim_without_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system that has no locks a stale file is replaced without one."""
 
+    @in_place_of_the_kernel
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

@@ -637,7 +637,7 @@ def test_interpreter_shutdown(folder: Path, flags: list[str], more: str) -> None
 def test_exception_in_a_handler_during_connect_leaks_nothing(folder: Path) -> None:
     """Whenever a signal handler raises, a connect leaves nothing open."""
 
-    class Interrupt(Exception):
+    class Interrupt(TimeoutError, ConnectionError):
         """What the handler raises."""
 
     def handler(number: int, frame: object) -> None:

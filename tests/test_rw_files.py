@@ -669,7 +669,7 @@ def test_who_writes_on_after_a_broken_pipe(mode: str, buffering: int, flushing: 
 # --- exceptions from a signal's handler ---
 
 
-class Stop(Exception):
+class Stop(TimeoutError, ConnectionError):
     """What the handler raises."""
 
 

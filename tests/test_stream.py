@@ -36,7 +36,7 @@ from udstream import Shutdown, UdStream
 TOO_MUCH = 1 << 20
 
 
-class Interrupt(Exception):
+class Interrupt(TimeoutError, ConnectionError):
     """What a signal handler raises."""
 
 

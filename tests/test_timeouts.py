@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from connections import fill, listening
+from fakes import in_place_of_the_kernel
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm, wait_until_asleep
 
 import udstream
@@ -323,6 +324,7 @@ class Unlucky:
         self.fileno = sock.fileno
         self._tries = itertools.count()
 
+    @in_place_of_the_kernel
     def _too_late(self, *arguments: object) -> None:
         assert next(self._tries) < 100_000, "it tries for ever"
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

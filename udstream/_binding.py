@@ -98,9 +98,10 @@ class Claim:
                 os.stat(self.name, dir_fd=folder, follow_symlinks=False)
             ):
                 os.unlink(self.name, dir_fd=folder)
-        except OSError:
+        except OSError as error:
             # It is gone, or this process has given up the right to remove it. Closing goes on.
-            pass
+            if not _csocket.from_system(error):
+                raise
         finally:
             os.close(folder)
 
@@ -219,7 +220,7 @@ def _publish(take_name: Callable[[], None], claim: Claim, path: bytes, reclaim_s
     try:
         return take_name()
     except OSError as error:
-        if error.errno not in _TAKEN:
+        if error.errno not in _TAKEN or not _csocket.from_system(error):
             raise
     if reclaim_stale:
         with _FolderLock(claim.folder):
@@ -230,7 +231,7 @@ def _publish(take_name: Callable[[], None], claim: Claim, path: bytes, reclaim_s
                     return take_name()
                 except OSError as error:
                     # A starter who did not need the lock was quicker; what he made is judged anew.
-                    if error.errno not in _TAKEN:
+                    if error.errno not in _TAKEN or not _csocket.from_system(error):
                         raise
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
@@ -271,12 +272,10 @@ def _is_dead(path: bytes) -> bool:
     probe = _csocket.create(_socket.SOCK_DGRAM)
     try:
         probe.connect(path)
-    except ConnectionRefusedError:
-        return True
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return False
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or not _csocket.from_system(error):
+            raise
+        return isinstance(error, ConnectionRefusedError)
     finally:
         probe.close()
     return False
@@ -294,7 +293,9 @@ class _FolderLock:
     def __enter__(self) -> None:
         try:
             self._fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
-        except OSError:
+        except OSError as error:
+            if not _csocket.from_system(error):
+                raise
             return  # a folder that may be written and not read
         try:
             patience = monotonic() + _LOCK_PATIENCE
@@ -307,10 +308,11 @@ class _FolderLock:
     def _locked(self) -> bool:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            if not _csocket.from_system(error):
+                raise
+            # Otherwise it is a file system without locks.
+            return not isinstance(error, BlockingIOError)
         return True
 
     def __exit__(self, *error: object) -> None:

@@ -38,6 +38,20 @@ def _leave_mode_alone(sock: CSocket, blocking: bool) -> CSocket:
     return sock
 
 
+def from_system(error: BaseException) -> bool:
+    """
+    Whether the system said so, and not a signal's handler that Python ran as the call was interrupted or returned.
+
+    A handler may raise whatever it likes, a `TimeoutError` most of all; nobody but the caller may act on that.
+    """
+    traceback = error.__traceback__
+    if traceback is None:
+        return True
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_globals.get("__package__") == __package__
+
+
 def create(kind: int = _socket.SOCK_STREAM) -> CSocket:
     """A new Unix socket: blocking, close-on-exec."""
     if _AS_IT_IS:

@@ -23,7 +23,7 @@ from _socket import MSG_DONTWAIT
 from _thread import RLock, get_ident
 from itertools import repeat, starmap
 
-from ._csocket import CSocket
+from ._csocket import CSocket, from_system
 from ._platform import MSG_NOSIGNAL, SENT_WHOLE, sent_whole
 from ._timing import keep
 
@@ -185,7 +185,7 @@ class Sink:
                         done.extend(map(self.raw.write_all, (data,)))
                     except BaseException as error:
                         chunks[0] = data[sum(done) or getattr(error, "nbytes", 0) :]
-                        if isinstance(error, BlockingIOError):
+                        if isinstance(error, BlockingIOError) and from_system(error):
                             # As io has it for its buffers: the 0 is how much was taken of what is being written.
                             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), 0) from None
                         raise
@@ -219,12 +219,11 @@ class Sink:
                     if self._send_now():
                         self.unsent = True
                         return True
-                except OSError:
+                except BaseException as error:
+                    self.unsent = True
                     # The peer is gone, but what it said can still be read. The next flush, or close, meets this again.
-                    self.unsent = True
-                except BaseException:
-                    self.unsent = True
-                    raise
+                    if not isinstance(error, OSError) or not from_system(error):
+                        raise
                 finally:
                     self._sending = further_out
                     self._lock.release()
@@ -331,14 +330,16 @@ class Sink:
                 try:
                     sent = sock.send(data, _NOW)
                 except OSError as error:
+                    # As from_system() has it; but that is a call, in which a handler might raise.
                     if error.__traceback__.tb_next is None:  # type: ignore[union-attr]
-                        # Raised by the call itself, and by no handler.
                         chunks.insert(0, data)
                     raise
                 if sent != size:
                     chunks.insert(0, data[sent:])
                     return True
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not from_system(error):
+                raise
             return True
         return False
 
@@ -361,10 +362,11 @@ class Sink:
     def _try_to_drain(self) -> None:
         try:
             self.drain()
-        except ConnectionError:
-            raise  # nothing that is kept will ever be sent
-        except OSError:
-            pass  # taken is taken: the next write, or flush, says so
+        except OSError as error:
+            # Taken is taken: the next write, or flush, says so. But after the end of the connection nothing that is
+            # kept will ever be sent.
+            if isinstance(error, ConnectionError) or not from_system(error):
+                raise
 
     def _send_or_keep(self, data: Any) -> int:
         count = len(data)
@@ -377,12 +379,14 @@ class Sink:
             sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
             if sent[0] == count:
                 return count
-        except (TimeoutError, BlockingIOError):
-            pass
         except BaseException as error:
-            # The text layer has taken it already; it may be sent yet, unless the connection is gone.
-            if not self._takes_all or not isinstance(error, OSError) or isinstance(error, ConnectionError):
-                self._keep_in_spite_of(error, data, sum(sent))
+            later = False
+            try:
+                later = self._is_to_be_kept(error)
+            finally:
+                if not later:
+                    self._keep_in_spite_of(error, data, sum(sent))
+            if not later:
                 raise
         finally:
             self._sending = False
@@ -395,6 +399,15 @@ class Sink:
             raise
         return count
 
+    def _is_to_be_kept(self, error: BaseException) -> bool:
+        """Whether what this *error* kept from being sent is to be sent later, and nothing said of it now."""
+        if not isinstance(error, OSError) or not from_system(error):
+            return False
+        if isinstance(error, (TimeoutError, BlockingIOError)):
+            return True
+        # The text layer has taken it already; it may be sent yet, unless the connection is gone.
+        return self._takes_all and not isinstance(error, ConnectionError)
+
     def _keep_in_spite_of(self, error: BaseException, data: Any, done: int) -> None:
         """See to the rest of *data*, of which something was sent or kept when the error came."""
         if not self._takes_all and len(data) <= self._limit:
@@ -402,7 +415,8 @@ class Sink:
             # size some versions hand down at once, and nothing tells that from a full buffer. Only after the end of
             # the connection it does not matter which it was.
             unclear = done and len(data) == self._limit and _FULL_IS_NOT_BUFFERED
-            self._skip = -1 if unclear and not isinstance(error, ConnectionError) else done
+            gone = isinstance(error, ConnectionError) and from_system(error)
+            self._skip = -1 if unclear and not gone else done
         elif done < len(data) and (done or self._takes_all):
             self._chunks.append(bytes(data[done:]))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
-from ._csocket import CSocket
+from ._csocket import CSocket, from_system
 from ._timing import Around, for_one_call
 from ._waiting import POLLIN, POLLOUT, timed_out
 
@@ -128,13 +128,15 @@ class Source:
             if sink is not None and sink.unsent:
                 self._let_sink_send(sock)
             count: int = sock.recv_into(buffer)
-        except BlockingIOError:
-            return None
-        except TimeoutError:
-            self.refuse("the timeout was set after the file was made, and what a timed-out read had is lost")
-            raise
-        except OSError:
-            self.refuse("a read failed, and what it had is lost")
+        except OSError as error:
+            if from_system(error):
+                if isinstance(error, BlockingIOError):
+                    return None
+                if isinstance(error, TimeoutError):
+                    why = "the timeout was set after the file was made, and what a timed-out read had is lost"
+                else:
+                    why = "a read failed, and what it had is lost"
+                self.refuse(why)
             raise
         return count
 
@@ -149,8 +151,9 @@ class Source:
             if sink is not None and sink.unsent:
                 self._let_sink_send(sock)
             data: bytes = sock.recv(_TEXT_CHUNK)
-        except OSError:
-            self._refuse_if_midline()
+        except OSError as error:
+            if from_system(error):
+                self._refuse_if_midline()
             raise
         if data:
             self.midline = self._end is None or not data.endswith(self._end)
@@ -164,11 +167,11 @@ class Source:
         """As a raw file's, for `io.BufferedReader.read`, which drops what it had if this fails."""
         try:
             return self.to_the_end()
-        except BlockingIOError:
-            data, self.held = self.held, b""
-            self.midline = False
-            return data or None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, BlockingIOError) and from_system(error):
+                data, self.held = self.held, b""
+                self.midline = False
+                return data or None
             if not self.careful:
                 self.refuse("read() failed, and what had been read ahead is lost")
             raise
@@ -205,6 +208,14 @@ class Source:
         assert error is not None
         return error
 
+    def forgives(self) -> bool:
+        """Whether the reader was spared nothing but to hear that there is no more yet; then that is forgotten."""
+        error = self.excuse
+        if isinstance(error, BlockingIOError) and from_system(error):
+            self.excuse = None
+            return True
+        return False
+
     def refuse(self, why: str) -> None:
         """Let no more be read: something was lost, and going on would hide it."""
         self._refusal = why
@@ -232,7 +243,9 @@ class Source:
                 raise timed_out() from None
             try:
                 events = self.raw._wait(POLLIN | POLLOUT, deadline)
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not from_system(error):
+                    raise
                 return
             if events & ~POLLOUT:
                 return

@@ -16,7 +16,7 @@ from itertools import starmap
 from os import get_blocking, strerror
 from time import monotonic
 
-from ._csocket import CSocket
+from ._csocket import CSocket, from_system
 from ._platform import MSG_NOSIGNAL
 from ._waiting import POLLIN, POLLOUT, poller_for, timed_out, wait_by
 
@@ -106,8 +106,8 @@ class TimedSocket(Around):
         while True:
             try:
                 return self.sock.recv_into(buffer, 0, MSG_DONTWAIT)
-            except BlockingIOError:
-                deadline = self._wait(POLLIN, deadline)
+            except BlockingIOError as error:
+                deadline = self._wait(POLLIN, deadline, error)
 
     def recv(self, size: int) -> bytes:
         if self.until is not None:
@@ -116,16 +116,16 @@ class TimedSocket(Around):
         while True:
             try:
                 return self.sock.recv(size, MSG_DONTWAIT)
-            except BlockingIOError:
-                deadline = self._wait(POLLIN, deadline)
+            except BlockingIOError as error:
+                deadline = self._wait(POLLIN, deadline, error)
 
     def recvmsg_into(self, buffers: Iterable[Buffer]) -> Any:
         deadline = None
         while True:
             try:
                 return self.sock.recvmsg_into(buffers, 0, MSG_DONTWAIT)
-            except BlockingIOError:
-                deadline = self._wait(POLLIN, deadline)
+            except BlockingIOError as error:
+                deadline = self._wait(POLLIN, deadline, error)
 
     def send(self, data: Buffer, _flags: int) -> int:
         # Which are never others than these.
@@ -134,16 +134,16 @@ class TimedSocket(Around):
         while True:
             try:
                 return self.sock.send(data, _SENDING_NOW)
-            except BlockingIOError:
-                deadline = self._wait(POLLOUT, deadline)
+            except BlockingIOError as error:
+                deadline = self._wait(POLLOUT, deadline, error)
 
     def sendmsg(self, buffers: Sequence[Buffer], ancillary: Cmsgs, flags: int) -> int:
         deadline = None
         while True:
             try:
                 return self.sock.sendmsg(buffers, ancillary, flags | MSG_DONTWAIT)
-            except BlockingIOError:
-                deadline = self._wait(POLLOUT, deadline)
+            except BlockingIOError as error:
+                deadline = self._wait(POLLOUT, deadline, error)
 
     def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
         now = (*arguments[:-1], arguments[-1] | MSG_DONTWAIT)
@@ -155,8 +155,8 @@ class TimedSocket(Around):
             try:
                 results += starmap(call, (now,))
                 return
-            except BlockingIOError:
-                deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline)
+            except BlockingIOError as error:
+                deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline, error)
 
     def _check_time(self) -> None:
         """Of the calls that have to be done by `until` any but the first may come too late, also without a wait."""
@@ -179,19 +179,27 @@ class TimedSocket(Around):
                 raise
             return None  # another thread is asking, and may take what comes
         if not ready:
-            return self._wait(POLLIN, None, begun)
+            return self._wait(POLLIN, None, begun=begun)
         if monotonic() - begun < _AT_ONCE:
             self._answers -= 1
         else:
             self._answers = _ANSWERS
         return None
 
-    def _wait(self, event: int, deadline: float | None, begun: float | None = None) -> float:
+    def _wait(
+        self,
+        event: int,
+        deadline: float | None,
+        error: BlockingIOError | None = None,
+        begun: float | None = None,
+    ) -> float:
         """
-        Wait for *event*; return the call's deadline.
+        Wait for *event*, which *error* says is not there yet; return the call's deadline.
 
         That is given once the call has waited before; or else when it *begun*, if that was not just now.
         """
+        if error is not None and not from_system(error):
+            raise error
         fd = self.sock.fileno()
         poller = self._readable if event == POLLIN else None
         if poller is None:

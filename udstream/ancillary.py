@@ -106,6 +106,7 @@ _UNCUT = MSG_CMSG_CLOEXEC or None
 _IOV_MAX = _platform.IOV_MAX
 _MOST_BORROWED = 64
 _NO_NUMBERS: list[int] = []
+_LAST = (-1,)
 _THREE_NAMES = ("_fds", "_fds", "_fds")
 
 
@@ -231,13 +232,14 @@ class FileDescriptors(Sequence[int]):
         closed, and is no error: none of them was written to through this object.
         """
         fds = self._fds
-        # Each assignment below closes and forgets in a single bytecode: close() and closerange() return
-        # None, so nothing passes the filter, and a signal handler that raises finds all or none done.
+        # Each way below forgets and closes in a single bytecode, so that a signal handler that raises finds all or
+        # none done: closerange() returns None, and nothing passes the filter.
         if len(fds) == 1 and fds[0] >= 0:
             try:
-                fds[:] = filter(_close, fds)
-            except OSError:
-                fds.clear()
+                any(map(_close, map(fds.pop, _LAST)))
+            except OSError as error:
+                if not _csocket.from_system(error):
+                    raise
         elif fds:
             starts, ends = _runs(fds)
             fds[:] = filter(None, map(_closerange, starts, ends))
@@ -717,7 +719,7 @@ def _packed_credentials(credentials: Credentials) -> bytes:
 def _explain(error: OSError) -> None:
     """Say what the kernel means by an errno whose own text is about something else."""
     text = _SENDING_ERRORS.get(error.errno or 0)
-    if text is not None:
+    if text is not None and _csocket.from_system(error):
         error.strerror = text
 
 

@@ -15,6 +15,7 @@ from _weakref import ref
 from itertools import chain
 from sys import getrefcount
 
+from ._csocket import from_system
 from ._sink import Sink, TextSink
 from ._source import Source
 from ._timing import for_one_call
@@ -215,10 +216,7 @@ class _CarefulReader:
             source.unread(self._take_buffered())
             return source.readall()
         data: bytes | None = self._gently(self._reader.read, size)
-        if source.excuse is None:
-            return data
-        if isinstance(source.excuse, BlockingIOError):
-            source.excuse = None
+        if source.excuse is None or source.forgives():
             return data
         source.unread(data or b"")
         raise source.spared()
@@ -227,10 +225,7 @@ class _CarefulReader:
         source = self._source
         with memoryview(buffer) as whole, whole.cast("B") as view:
             count: int | None = self._gently(self._reader.readinto, view)
-            if source.excuse is None:
-                return count
-            if isinstance(source.excuse, BlockingIOError):
-                source.excuse = None
+            if source.excuse is None or source.forgives():
                 return count
             source.unread(bytes(view[: count or 0]))
         raise source.spared()
@@ -741,8 +736,8 @@ class TextFile(_File, _TextBase):
         source.one_call = for_one_call(self._stream._sock)
         try:
             return reader.read(size)  # type: ignore[no-any-return]
-        except OSError:
-            if size > 1:
+        except OSError as error:
+            if size > 1 and from_system(error):
                 source.refuse("read(size) failed in the middle, and what it had is lost")
             raise
         finally:

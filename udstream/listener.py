@@ -144,8 +144,7 @@ class UdStreamListener:
                 claim.remove()
             if sock is not None:
                 _csocket.discard(sock)
-            # One without a number is none of the system's: a signal's handler raised it.
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and _csocket.from_system(error):
                 error.filename = str(address)
                 error.filename2 = None
                 del error.filename2
@@ -240,7 +239,9 @@ class UdStreamListener:
             if self._timeout is None and self._authorize is None and not self._pause:
                 try:
                     _accept_into(accepted, self._sock)
-                except OSError:
+                except OSError as error:
+                    if not _csocket.from_system(error):
+                        raise
                     # Rare, and many kinds of it: the long way tries again, and knows what to do.
                     self._accept_authorized(accepted)
             else:
@@ -309,7 +310,9 @@ class UdStreamListener:
                 elif not self._turn.accept_into(accepted, sock, deadline):
                     continue
                 return
-            except BlockingIOError:
+            except BlockingIOError as error:
+                if not _csocket.from_system(error):
+                    raise
                 if _is_shut_down(sock):
                     raise _shut_down() from None
                 if not os.get_blocking(sock.fileno()):
@@ -318,7 +321,7 @@ class UdStreamListener:
                 _check_time(deadline)
                 wait(sock.fileno(), POLLIN, deadline)
             except OSError as error:
-                if error.errno not in _NEXT_MAY_BE_GOOD:
+                if error.errno not in _NEXT_MAY_BE_GOOD or not _csocket.from_system(error):
                     raise
                 _check_time(deadline)
 
@@ -461,7 +464,8 @@ class _Incoming:
         try:
             return listener.accept()
         except (OSError, ValueError) as error:
-            if listener.closed or (getattr(error, "errno", None) == errno.EINVAL and _is_shut_down(sock)):
+            ended = listener.closed or (getattr(error, "errno", None) == errno.EINVAL and _is_shut_down(sock))
+            if ended and _csocket.from_system(error):
                 raise StopIteration from None
             raise
         except StopIteration as error:
@@ -556,10 +560,11 @@ def _lock_among_processes(sock: CSocket, on: bool) -> bool:
     """Take the lock on the socket's inode, or give it back; whether that was possible, or there are no such locks."""
     try:
         fcntl.lockf(sock, fcntl.LOCK_EX | fcntl.LOCK_NB if on else fcntl.LOCK_UN)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        pass  # a system whose sockets cannot be locked, where only threads take turns
+    except OSError as error:
+        if not _csocket.from_system(error):
+            raise
+        # Otherwise it is a system whose sockets cannot be locked, where only threads take turns.
+        return not isinstance(error, (BlockingIOError, PermissionError))
     return True
 
 

@@ -16,7 +16,7 @@ from time import monotonic
 from . import _csocket, _platform, files
 from . import ancillary as side
 from ._collecting import CollectingSocket
-from ._csocket import CSocket
+from ._csocket import CSocket, from_system
 from ._timing import TimedSocket, checked_timeout, for_one_call, keep
 from ._waiting import timed_out, wait
 from .address import UdSocketPath, sockaddr_of
@@ -163,8 +163,8 @@ class UdStream(io.RawIOBase):
                     try:
                         sock.connect(sockaddr)
                     except InterruptedError as error:
-                        if error.errno != errno.EINTR:
-                            raise  # from a signal's handler
+                        if not from_system(error):
+                            raise
                         _connect(sock, sockaddr, None)
                 else:
                     _connect(sock, sockaddr, seconds)
@@ -178,8 +178,7 @@ class UdStream(io.RawIOBase):
         except BaseException as error:
             if sock is not None:
                 _csocket.discard(sock)
-            # One without a number is none of the system's: a signal's handler raised it.
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and from_system(error):
                 error.filename = str(UdSocketPath.of(path))
             raise
         self: Self = _new(cls)
@@ -464,7 +463,9 @@ class UdStream(io.RawIOBase):
         """
         try:
             return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not from_system(error):
+                raise
             return None
 
     def read(self, size: int | None = -1) -> bytes | None:
@@ -479,7 +480,9 @@ class UdStream(io.RawIOBase):
             return self.readall()
         try:
             return self._sock.recv(min(size, _MOST_AT_ONCE))  # type: ignore[no-any-return]
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not from_system(error):
+                raise
             return None
 
     def write(self, data: Buffer) -> int | None:
@@ -492,7 +495,9 @@ class UdStream(io.RawIOBase):
         """
         try:
             return self._sock.send(data, _NOSIGNAL)  # type: ignore[no-any-return]
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not from_system(error):
+                raise
             return None
 
     def readv(self, buffers: Iterable[Buffer]) -> int | None:
@@ -511,7 +516,9 @@ class UdStream(io.RawIOBase):
                 return 0
         try:
             return self._sock.recvmsg_into(views)[0]  # type: ignore[no-any-return]
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not from_system(error):
+                raise
             return None
         except OSError as error:
             if error.errno != errno.EMSGSIZE or len(views) <= _platform.IOV_MAX:
@@ -528,7 +535,9 @@ class UdStream(io.RawIOBase):
         views: Any = buffers if buffers.__class__ is list else _sequence(buffers)
         try:
             return self._sock.sendmsg(views, (), _NOSIGNAL)  # type: ignore[no-any-return]
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if not from_system(error):
+                raise
             return None
         except OSError as error:
             if error.errno != errno.EMSGSIZE or len(views) <= _platform.IOV_MAX:
@@ -547,13 +556,17 @@ class UdStream(io.RawIOBase):
         sock = for_one_call(self._sock)
         chunks: list[bytes] = []
         try:
-            while True:
-                keep(sock, chunks, "recv", _CHUNK, 0)
-                if not chunks[-1]:
-                    break
-            data = b"".join(chunks)  # not further down: it may raise as late as this
-        except BlockingIOError:
-            return b"".join(chunks) if chunks else None
+            try:
+                while True:
+                    keep(sock, chunks, "recv", _CHUNK, 0)
+                    if not chunks[-1]:
+                        break
+            except BlockingIOError as error:
+                if not from_system(error):
+                    raise
+                if not chunks:
+                    return None
+            data = b"".join(chunks)  # not further down: a handler may raise as late as this
         except BaseException as error:
             _annotate(error, partial=b"".join(chunks))
             raise
@@ -571,19 +584,19 @@ class UdStream(io.RawIOBase):
         limit = -1 if size is None else index(size)
         line: list[bytes] = []
         try:
-            # Not "while" a condition holds: what a handler raises as such a loop goes round, Python 3.13 takes
-            # past the "except".
-            while True:
-                if len(line) == limit:
-                    break
-                keep(sock, line, "recv", 1, 0)
-                if line[-1] in (b"\n", b""):
-                    break
+            try:
+                # Not "while" a condition holds: what a handler raises as such a loop goes round, Python 3.13 takes
+                # past the "except".
+                while True:
+                    if len(line) == limit:
+                        break
+                    keep(sock, line, "recv", 1, 0)
+                    if line[-1] in (b"\n", b""):
+                        break
+            except BlockingIOError as error:
+                if not line or not from_system(error):
+                    raise
             data = b"".join(line)
-        except BlockingIOError:
-            if not line:
-                raise
-            return b"".join(line)
         except BaseException as error:
             _annotate(error, partial=b"".join(line))
             raise
@@ -1009,11 +1022,10 @@ def _connect(sock: CSocket, sockaddr: bytes, seconds: float | None) -> None:
         try:
             sock.connect(sockaddr)
         except (InterruptedError, BlockingIOError) as error:
-            # By errno, because a signal's handler may raise the like for reasons of its own.
+            if not from_system(error):
+                raise
             if error.errno == errno.EAGAIN:
                 raise timed_out() from None
-            if error.errno != errno.EINTR:
-                raise
         else:
             break
     if deadline is not None:

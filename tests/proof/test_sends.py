@@ -22,7 +22,7 @@ MORE_THAN_A_BUFFER = "c" * 100_000
 BOTH = pytest.mark.parametrize("mode", ["rwb", "rw"])
 
 
-class Stop(Exception):
+class Stop(TimeoutError, ConnectionError):
     """What a handler raises."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from connections import fill
 from descriptors import open_fds
 from meanwhile import PATIENCE, wait_until_asleep
 from places import meddle
@@ -30,8 +32,8 @@ STORM_BYTES, STORM_SIGNALS = 128 << 20, 100
 TIMED = pytest.mark.parametrize("timeout", [None, PATIENCE], ids=["untimed", "timed"])
 
 
-class Stop(Exception):
-    """What the handler raises."""
+class Stop(TimeoutError, ConnectionError):
+    """What the handler raises: of the kinds on which the library acts when it is the system that raises them."""
 
 
 def stop(*_: object) -> None:
@@ -39,9 +41,13 @@ def stop(*_: object) -> None:
 
 
 @contextmanager
-def raising(number: int) -> Iterator[None]:
-    """A handler of this signal that raises Stop."""
-    before = signal.signal(number, stop)
+def raising(number: int, error: Exception | None = None) -> Iterator[None]:
+    """A handler of this signal that raises *error*, or Stop."""
+
+    def raise_it(*_: object) -> None:
+        raise error or Stop
+
+    before = signal.signal(number, raise_it)
     try:
         yield
     finally:
@@ -49,8 +55,8 @@ def raising(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_when_asleep() -> Iterator[pytest.ExceptionInfo[Stop]]:
-    """Stop is raised in this block, by a signal's handler, once the block waits in the kernel."""
+def stopped_when_asleep(error: Exception | None = None) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """*error*, or Stop, is raised in this block, by a signal's handler, once the block waits in the kernel."""
     main = threading.main_thread()
     assert main.native_id is not None and main.ident is not None
     native, ident = main.native_id, main.ident
@@ -60,9 +66,9 @@ def stopped_when_asleep() -> Iterator[pytest.ExceptionInfo[Stop]]:
         signal.pthread_kill(ident, signal.SIGUSR1)
 
     thread = threading.Thread(target=send)
-    with raising(signal.SIGUSR1):
+    with raising(signal.SIGUSR1, error):
         thread.start()
-        with pytest.raises(Stop) as caught:
+        with pytest.raises(type(error) if error else Stop) as caught:
             yield caught
         thread.join(PATIENCE)
 
@@ -149,6 +155,94 @@ def test_raw_write_that_waits_says_what_it_sent(name: str, timeout: float | None
         sent += getattr(caught.value, "nbytes", 0)
         got = everything(there)
     assert len(got) == sent and data.startswith(got)
+
+
+# What the library, or a layer of io's, acts on when it is the system that says so.
+LIKE_THE_SYSTEMS = {
+    "TimeoutError": TimeoutError("by a handler"),
+    "BlockingIOError": BlockingIOError("by a handler"),
+    "EAGAIN": OSError(errno.EAGAIN, "by a handler"),
+    "InterruptedError": InterruptedError("by a handler"),
+    "BrokenPipeError": BrokenPipeError("by a handler"),
+    "ECONNABORTED": OSError(errno.ECONNABORTED, "by a handler"),
+    "EINVAL": OSError(errno.EINVAL, "by a handler"),
+    "OSError": OSError("by a handler"),
+}
+MUCH = b"x" * 500_000
+MUCH_TEXT = MUCH.decode()
+WAITING_TO_READ: dict[str, Callable[[UdStream], Any]] = {
+    **ONE_CALL,
+    **LOOPS,
+    "accept": lambda s: listening(s).accept(),
+    "incoming": lambda s: next(listening(s).incoming()),
+    "rb": lambda s: held(s, "rb").readline(),
+    "rwb": lambda s: held(s, "rwb").read(8),
+    "r": lambda s: held(s, "r").readline(),
+    "rw": lambda s: held(s, "rw").read(8),
+}
+WAITING_TO_WRITE: dict[str, Callable[[UdStream], Any]] = {
+    "write": lambda s: s.write(MUCH),
+    "writev": lambda s: s.writev([MUCH]),
+    "write_all": lambda s: s.write_all(MUCH),
+    "send_fds": lambda s: s.send_fds(MUCH, [0]),
+    "send_ancillary": lambda s: s.send_ancillary([MUCH], [[0]]),
+    "to wb": lambda s: held(s, "wb").write(MUCH),
+    "to rwb": lambda s: held(s, "rwb").write(MUCH),
+    "to w": lambda s: held(s, "w").write(MUCH_TEXT),
+    "to rw": lambda s: held(s, "rw").write(MUCH_TEXT),
+    "flush of wb": lambda s: flushed(held(s, "wb")),
+    "asking rw": lambda s: asked(held(s, "rw")),
+}
+
+
+def held(stream: UdStream, mode: str) -> Any:
+    """A file that lives as long as its stream: dropped, it would wait until what was written is sent."""
+    file = stream.makefile(mode)
+    vars(stream)["file"] = file
+    return file
+
+
+def listening(stream: UdStream) -> UdStreamListener:
+    """A listener to which nobody comes, with the timeout of the stream."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind("")
+    sock.listen()
+    listener = UdStreamListener.from_socket(sock)
+    listener.timeout = stream.timeout
+    return listener
+
+
+def asked(file: Any) -> str:
+    """A question to somebody who has no room for it."""
+    file.write("question\n")
+    return file.readline()  # type: ignore[no-any-return]
+
+
+def flushed(file: Any) -> None:
+    """Less than the buffer holds, sent."""
+    file.write(b"x")
+    file.flush()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@TIMED
+@pytest.mark.parametrize("name", [*WAITING_TO_READ, *WAITING_TO_WRITE])
+@pytest.mark.parametrize("kind", LIKE_THE_SYSTEMS)
+def test_whatever_a_handler_raises_ends_the_call(kind: str, name: str, timeout: float | None) -> None:
+    """Also a TimeoutError, or another kind of error that the call itself would act on if the system raised it."""
+    if name.endswith(" wb") and kind in ("BlockingIOError", "EAGAIN"):
+        pytest.skip("io.BufferedWriter takes it for its own")
+    error = LIKE_THE_SYSTEMS[kind]
+    here, there = UdStream.pair()
+    with there:
+        here.timeout = timeout
+        if name in WAITING_TO_WRITE:
+            fill(here)
+        with stopped_when_asleep(error) as caught:
+            (WAITING_TO_READ.get(name) or WAITING_TO_WRITE[name])(here)
+        assert caught.value is error
+        error.__traceback__ = None
+        here.close()
 
 
 @TIMED
