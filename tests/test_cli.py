@@ -13,6 +13,7 @@ import os
 import pty
 import pwd
 import re
+import select
 import signal
 import socket
 import stat
@@ -140,6 +141,11 @@ def receive_all(conn: socket.socket) -> bytes:
     return b"".join(iter(lambda: conn.recv(65536), b""))
 
 
+def has_nothing_for(conn: socket.socket) -> bool:
+    """Whether the other end of the connection has neither said anything nor ended its side."""
+    return not select.select([conn], [], [], 0)[0]
+
+
 def eventually(condition: Callable[[], bool]) -> None:
     """Return when *condition* holds, and fail if it never does."""
     deadline = time.monotonic() + LONG
@@ -226,10 +232,13 @@ def test_version() -> None:
         ["take", "--max", "few", "p"],
         ["take", "p", "cat"],
         ["take", "p", "--"],
+        ["connect", "--idle", "0", "p"],
+        ["listen", "--echo", "--idle", "1", "p"],
+        ["listen", "--echo", "--no-shutdown", "p"],
     ],
 )
 def test_wrong_usage(args: list[str], folder: Path) -> None:
-    """Wrong usage is said on stderr, with status 2, and makes no socket."""
+    """Wrong usage is said on stderr, the usage first, with status 2, and makes no socket."""
     done = run(*args, cwd=folder)
 
     assert done.returncode == 2
@@ -601,6 +610,35 @@ def test_connect_half_closes(server: socket.socket, folder: Path, start: Command
         conn.sendall(b"answer")
     assert process.stdout.read() == b"answer"
     assert process.wait(LONG) == 0
+    assert process.stderr.read() == b""
+
+
+@needs_linux
+def test_connect_no_shutdown(server: socket.socket, folder: Path, start: Command) -> None:
+    """With --no-shutdown the server does not see that stdin has ended; the conversation is over when it closes."""
+    process = start("connect", "--no-shutdown", folder / "s")
+    with accept(server) as conn:
+        process.stdin.write(b"question")
+        process.stdin.close()
+        assert conn.recv(100) == b"question"
+        # The thread that reads stdin has come to its end.
+        eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 1)
+        assert has_nothing_for(conn)
+        conn.sendall(b"answer")
+    assert process.stdout.read() == b"answer"
+    assert process.wait(LONG) == 0
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("options", [[], ["--no-shutdown"]])
+def test_connect_idle(options: list[str], server: socket.socket, folder: Path, start: Command) -> None:
+    """With --idle a server that has stopped talking, and keeps the connection, ends nothing badly: status 0."""
+    process = start("connect", *options, "--idle", "0.05", folder / "s")
+    with accept(server) as conn:
+        process.stdin.close()
+        conn.sendall(b"answer")
+        assert process.wait(LONG) == 0
+        assert process.stdout.read() == b"answer"
     assert process.stderr.read() == b""
 
 
@@ -1052,7 +1090,7 @@ def test_join_leaves_stdin_to_the_next_client(
     os.write(joined[0], b"for the next one")
     wake.close()
 
-    relay._Feeder(stream, woken).run()
+    relay._Feeder(stream, woken, True).run()
 
     assert os.read(relay.STDIN, 100) == b"for the next one"
     stream.close()
@@ -1195,6 +1233,56 @@ def test_join_gives_no_moment_to_a_silent_stdin(
     with pytest.raises(OutputClosed):
         relay.join(stream)
     assert seen == [b""]
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize("unsent", [False, True])
+def test_join_counts_no_pause_before_stdin_was_sent(
+    unsent: bool, pair: tuple[UdStream, UdStream], joined: tuple[int, int]
+) -> None:
+    """However long stdin is silent, or the peer takes nothing, it is no idle peer until all of stdin was sent."""
+    stream, peer = pair
+    stdin, _ = joined
+    if unsent:
+        fill(stream)
+        os.write(stdin, b"x")
+        os.close(stdin)
+    with in_thread(lambda: relay.join(stream, idle=0.001)) as result:
+        eventually(lambda: len(feeders()) == 1)
+        time.sleep(0.05)
+        assert result == []
+        if unsent:
+            peer.readall()
+        else:
+            os.close(stdin)
+    assert result == [None]
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+def test_join_counts_a_pause_anew(pair: tuple[UdStream, UdStream], joined: tuple[int, int]) -> None:
+    """A peer that goes on talking is not idle, however long it talks."""
+    stream, peer = pair
+    stdin, stdout = joined
+    os.close(stdin)
+    with in_thread(lambda: relay.join(stream, idle=1)) as result:
+        for _ in range(6):
+            time.sleep(0.25)
+            peer.write(b"x")
+            assert os.read(stdout, 1) == b"x"
+    assert result == [None]
+
+
+def test_join_with_a_pause_that_poll_has_no_number_for(
+    pair: tuple[UdStream, UdStream], joined: tuple[int, int]
+) -> None:
+    """As many seconds as anybody likes may be waited."""
+    stream, peer = pair
+    os.close(joined[0])
+    with in_thread(lambda: relay.join(stream, idle=1e9)) as result:
+        assert peer.readall() == b""
+        time.sleep(0.05)
+        peer.close()
+    assert result == [None]
 
 
 @pytest.mark.usefixtures("no_endless_wait")
@@ -1380,6 +1468,38 @@ def test_listen_keep_open_survives_a_client_that_breaks_off(folder: Path, start:
     with client(path) as conn:
         conn.sendall(b"next")
         assert os.read(process.stdout.fileno(), 100) == b"next"
+
+
+def test_listen_no_shutdown_and_idle(folder: Path, start: Command) -> None:
+    """--no-shutdown and --idle are for each client: it is not half-closed, and left when it has stopped talking."""
+    path = folder / "s"
+    process = start(
+        "listen", "--keep-open", "--no-shutdown", "--idle", "0.05", path, stdin=subprocess.DEVNULL
+    )
+    ready(process, path)
+    for number in (b"1", b"2"):
+        with client(path) as conn:
+            conn.sendall(number)
+            assert os.read(process.stdout.fileno(), 10) == number
+            assert conn.recv(1) == b""
+            # Not half-closed, but left.
+            with pytest.raises(BrokenPipeError):
+                conn.sendall(b"x")
+
+
+@needs_linux
+def test_listen_no_shutdown(folder: Path, start: Command) -> None:
+    """With --no-shutdown a client does not see that stdin has ended."""
+    path = folder / "s"
+    process = start("listen", "--no-shutdown", path, stdin=subprocess.DEVNULL)
+    ready(process, path)
+    with client(path) as conn:
+        conn.sendall(b"one")
+        assert os.read(process.stdout.fileno(), 10) == b"one"
+        # The threads that watch for signals and converse.
+        eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 2)
+        assert has_nothing_for(conn)
+    assert process.wait(LONG) == 0
 
 
 def test_listen_echo_ends_after_one(folder: Path, start: Command) -> None:

@@ -305,6 +305,61 @@ def test_ssh_agent_ends_a_connection_that_breaks_the_protocol(ssh_agent: Path) -
     assert getattr(caught.value, "partial", None) == b""
 
 
+@needs("ssh-agent")
+def test_ssh_agent_answers_who_does_not_half_close(folder: Path, ssh_agent: Path) -> None:
+    """A server that takes a half-close for the end of its client answers with --no-shutdown; --idle ends the wait."""
+    done = subprocess.run(
+        python(COMMAND_LINE, "connect", "--no-shutdown", "--idle", "2", ssh_agent),
+        input=ssh_string(REQUEST_IDENTITIES),
+        stdout=subprocess.PIPE,
+        env=environment(folder),
+        timeout=PATIENCE,
+    )
+
+    assert done.returncode == 0
+    assert done.stdout == ssh_string(bytes([AGENT_IDENTITIES_ANSWER]) + bytes(4))
+
+
+# --- asyncio's Protocol, whose transport closes when the client half-closes ----------------------------------
+
+ASYNCIO_SERVER = """
+import asyncio, sys
+
+class Thinking(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        asyncio.get_running_loop().call_later(0.1, self.answer, data)
+
+    def answer(self, data):
+        self.transport.write(data.upper())
+        self.transport.close()
+
+async def serve():
+    server = await asyncio.get_running_loop().create_unix_server(Thinking, sys.argv[1])
+    print("it listens", flush=True)
+    await server.serve_forever()
+
+asyncio.run(serve())
+"""
+
+
+def test_asyncio_answers_who_does_not_half_close(folder: Path) -> None:
+    """A server made of asyncio's defaults, which thinks before it answers, does so with --no-shutdown."""
+    path = folder / "asyncio.sock"
+    with running(*python(ASYNCIO_SERVER, path), env=environment(folder), ready="it listens"):
+        done = subprocess.run(
+            python(COMMAND_LINE, "connect", "--no-shutdown", path),
+            input=b"question",
+            stdout=subprocess.PIPE,
+            env=environment(folder),
+            timeout=PATIENCE,
+        )
+
+    assert (done.returncode, done.stdout) == (0, b"QUESTION")
+
+
 # --- socat and nc: clients of a listener --------------------------------------------------------------------
 
 

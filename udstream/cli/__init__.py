@@ -2,7 +2,8 @@
 The command ``udstream``: arguments in, exit statuses out.
 
 Each command is a module of this package with two functions, ``add_arguments(parser)`` and
-``run(args) -> status``; only the one that is asked for is imported. An error is one line on stderr, and
+``run(args) -> status``; only the one that is asked for is imported. What argparse cannot see to be wrong usage
+a command tells by ``args.usage_error(text)``, which ends it. An error is one line on stderr, and
 these are the statuses: 0; 1 for an error; 2 for wrong usage; 130 after Ctrl-C; 141 when whoever read the
 output has gone, which is what the shell says of a program that died of it.
 """
@@ -73,7 +74,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         if name == wanted:
             module = import_module(f"{__name__}.{module_name}")
             module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
+            sub.set_defaults(run=module.run, usage_error=sub.error)
     # argparse has no way to say "all after --, untouched", and an option of COMMAND is none of ours.
     argv, behind = _split(argv) if wanted == "take" else (argv, None)
     args, unknown = parser.parse_known_args(argv)

@@ -23,11 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on after the first client: with --echo all at once, otherwise one after the other",
     )
+    relay.add_arguments(parser)
     serving.add_arguments(parser, mode=None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Be the server, until there is nobody left to serve."""
+    if args.echo and (args.idle is not None or not args.half_close):
+        args.usage_error("--no-shutdown and --idle are about stdin, which --echo has no use for")
     with serving.listening(args) as listener:
         if not args.keep_open:
             _serve_one(listener, args)
@@ -45,7 +48,7 @@ def _serve_one(listener: UdStreamListener, args: argparse.Namespace) -> None:
         if args.echo:
             _echo(stream)
         else:
-            relay.join(stream)
+            _join(stream, args)
 
 
 def _serve_in_turn(listener: UdStreamListener, args: argparse.Namespace) -> None:
@@ -54,11 +57,15 @@ def _serve_in_turn(listener: UdStreamListener, args: argparse.Namespace) -> None
         relay.wait_for_client(listener)
         with next(clients) as stream:
             try:
-                relay.join(stream)
+                _join(stream, args)
             except OSError as error:
                 if error.filename is not None:
                     raise  # stdin or stdout failed, for every client to come
                 complain(args.path, error.strerror)
+
+
+def _join(stream: UdStream, args: argparse.Namespace) -> None:
+    relay.join(stream, half_close=args.half_close, idle=args.idle)
 
 
 def _echo_to_all(listener: UdStreamListener, args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import select
@@ -9,6 +10,7 @@ import signal
 import threading
 
 from .. import Shutdown, UdStream, UdStreamListener
+from . import arguments
 from .terminal import OutputClosed
 from .threads import start
 
@@ -17,16 +19,35 @@ STDIN, STDOUT = 0, 1
 # What a pipe holds on Linux.
 CHUNK = 64 * 1024
 
+# poll(2) takes its milliseconds as an int: 24 days at the most.
+_LONGEST = 2**31 - 1
+
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def join(stream: UdStream) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a conversation ends that stdin has ended for its part."""
+    parser.add_argument(
+        "--no-shutdown",
+        dest="half_close",
+        action="store_false",
+        help="don't half-close the connection when stdin ends, for a peer that would take it for the end of all",
+    )
+    parser.add_argument(
+        "--idle",
+        metavar="SECONDS",
+        type=arguments.seconds,
+        help="once stdin has ended, end when nothing has come for so long (default: wait for ever)",
+    )
+
+
+def join(stream: UdStream, *, half_close: bool = True, idle: float | None = None) -> None:
     """
     Copy stdin to *stream* and *stream* to stdout until both have ended, or the peer has gone.
 
     Two threads, so that neither way waits for the other; neither touches a descriptor's mode, which is
-    shared with the shell and whoever else has it. When stdin ends, the peer is told by a half-close, and
-    what it still says is copied. When the peer ends its side, what is left of stdin is still sent, for it
+    shared with the shell and whoever else has it. When stdin ends, the peer is told by a half-close, unless
+    *half_close* is False, and what it still says is copied, up to a pause of *idle* seconds if given. When the peer ends its side, what is left of stdin is still sent, for it
     may be a reader only; when it has closed the connection, that ends at once, also while somebody at a
     terminal has yet to type. That nobody reads stdout any more ends it at once, too, and is `OutputClosed` when
     something could not be written, or not all of stdin was sent. `OSError` when the peer left with something
@@ -36,7 +57,7 @@ def join(stream: UdStream) -> None:
     # tidy up after it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     ours, theirs = UdStream.pair()
-    feeder = _Feeder(stream, theirs)
+    feeder = _Feeder(stream, theirs, half_close)
     try:
         start(feeder)
     except OSError:
@@ -46,7 +67,7 @@ def join(stream: UdStream) -> None:
         raise
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _hear_out(stream, feeder, ours)
+        _hear_out(stream, feeder, ours, idle)
     finally:
         # Ends a write that the peer does not read, and the poll that waits for stdin.
         _shutdown(stream, Shutdown.BOTH)
@@ -69,10 +90,11 @@ def wait_for_client(listener: UdStreamListener) -> None:
 class _Feeder(threading.Thread):
     """Copies stdin to the stream; *wake* is closed by this end when it is done, by the other to end it."""
 
-    def __init__(self, stream: UdStream, wake: UdStream) -> None:
+    def __init__(self, stream: UdStream, wake: UdStream, half_close: bool) -> None:
         super().__init__(name="stdin to socket", daemon=True)
         self.stream = stream
         self.wake = wake
+        self.half_close = half_close
         self.error: OSError | None = None
 
     def run(self) -> None:
@@ -103,7 +125,8 @@ class _Feeder(threading.Thread):
                 _shutdown(self.stream, Shutdown.BOTH)
                 raise
             if not data:
-                _shutdown(self.stream, Shutdown.WRITE)
+                if self.half_close:
+                    _shutdown(self.stream, Shutdown.WRITE)
                 return
             self.stream.write_all(data)
 
@@ -125,9 +148,9 @@ def _shutdown(stream: UdStream, how: Shutdown) -> None:
             raise
 
 
-def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream) -> None:
+def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream, idle: float | None) -> None:
     """
-    Copy the stream to stdout until both sides have ended, or the peer has closed the connection.
+    Copy the stream to stdout until both sides have ended, or the peer has closed the connection or been *idle*.
 
     That nobody reads stdout is looked at last. It cuts a conversation short, which is `OutputClosed`, when there is
     something to be written or stdin has yet to be sent; otherwise nothing was lost, and that is the end as well.
@@ -137,9 +160,12 @@ def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream) -> None:
     poller.register(stream.fileno(), select.POLLIN)
     poller.register(wake.fileno(), select.POLLIN)
     _watch_output(poller)
+    pause = None if idle is None else min(idle * 1000, _LONGEST)
     hearing = feeding = True
     while hearing or feeding:
-        ready = dict(poller.poll())
+        ready = dict(poller.poll(None if feeding else pause))
+        if not ready:
+            return
         if stream.fileno() in ready and hearing:
             count = stream.readinto(buffer)
             if count:

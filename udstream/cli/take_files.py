@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Receive what one sender sends, and list it or become COMMAND."""
     if args.words is not None and not args.words:
-        raise Failure("take", "no COMMAND after --", 2)
+        args.usage_error("no COMMAND after --")
     if args.words is not None and not args.words[0]:
-        raise Failure("take", "the name of COMMAND is empty", 2)
+        args.usage_error("the name of COMMAND is empty")
     with ExitStack() as owned:
         with serving.listening(args) as listener:
             fds: list[int] = []
