@@ -911,7 +911,9 @@ def test_a_takeover_that_fails(address: str, made: str, monkeypatch: pytest.Monk
             monkeypatch.setattr(listener_module, "_Turn", fail)
 
         def one(*, listening: bool) -> list[Any]:
-            return [(_csocket.take_over(sock.fileno(), listening=listening), None)]
+            socks: list[Any] = []
+            _csocket.adopt(socks, sock.fileno(), listening=listening)
+            return [(socks[0], None)]
 
         monkeypatch.setattr(listener_module, "inherited_sockets", one)
         makers: dict[str, Callable[[], object]] = {

@@ -30,8 +30,10 @@ def inherited_sockets(*, listening: bool) -> list[tuple[CSocket, str | None]]:
     try:
         for fd in range(_FIRST, _FIRST + count):
             try:
-                sockets.append(_csocket.adopt(fd, listening=listening))
+                _csocket.adopt(sockets, fd, listening=listening)
             except OSError as error:
+                if not _csocket.from_system(error):
+                    raise
                 raise ValueError(f"LISTEN_FDS is {count}, but file descriptor {fd} is not open") from error
         names = _names(count)
         for sock in sockets:

@@ -12,18 +12,27 @@ from __future__ import annotations
 import _socket
 import os
 import stat
+from itertools import repeat
 
 from . import _platform
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 CSocket = _socket.socket
 
 # A type with SOCK_NONBLOCK in it tells the socket object that its descriptor's mode is somebody else's
 # affair: it neither looks at the default timeout nor touches the descriptor.
 _AS_IT_IS = getattr(_socket, "SOCK_NONBLOCK", 0)
+
+# What is given to the socket object for a descriptor that is there already, as map() takes it.
+_FAMILY = repeat(_socket.AF_UNIX)
+_TYPE = repeat(_socket.SOCK_STREAM | _AS_IT_IS)
+_PROTOCOL = repeat(0)
 
 # Descriptors are C ints. A socket object drops the rest of a greater number, and works on another file.
 NO_FD = 1 << 31
@@ -81,22 +90,27 @@ def pair() -> tuple[CSocket, CSocket]:
     return _leave_mode_alone(one, True), _leave_mode_alone(other, True)
 
 
-def wrap(fd: int) -> CSocket:
-    """The socket object for a descriptor that is known to be a Unix stream socket; its mode stays."""
-    if _AS_IT_IS:
-        return CSocket(_socket.AF_UNIX, _socket.SOCK_STREAM | _AS_IT_IS, 0, fd)
-    blocking = os.get_blocking(fd)
-    return _leave_mode_alone(CSocket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd), blocking)
-
-
-def adopt(fd: int, *, listening: bool) -> CSocket:
+def wrap(socks: list[CSocket], fds: Iterable[int]) -> None:
     """
-    The socket object for a descriptor that somebody hands over.
+    Append the socket object for each of *fds*, which are known to be Unix stream sockets; their modes stay.
+
+    It is in the list, where it can be found and closed, or let go of, before a signal's handler can raise.
+    """
+    before = len(socks)
+    socks.extend(map(CSocket, _FAMILY, _TYPE, _PROTOCOL, fds))
+    if not _AS_IT_IS:
+        for sock in socks[before:]:
+            _leave_mode_alone(sock, os.get_blocking(sock.fileno()))
+
+
+def adopt(socks: list[CSocket], fd: int, *, listening: bool) -> None:
+    """
+    Append the socket object for a descriptor that somebody hands over: theirs again, if it is detached.
 
     `ValueError`, the descriptor untouched, when it is no Unix stream socket, or when it listens and must
     not, or the other way round; `OSError` (``EBADF``) when it is not open.
     """
-    wanted = "a listening Unix stream socket" if listening else "a connected Unix stream socket"
+    wanted = "a listening Unix stream socket" if listening else "a Unix stream socket that does not listen"
     if not isinstance(fd, int):
         raise TypeError(f"a file descriptor is an int, not {type(fd).__name__}")
     if fd < 0:
@@ -105,27 +119,58 @@ def adopt(fd: int, *, listening: bool) -> CSocket:
         raise ValueError(f"file descriptor {fd} is not {wanted}: no number is as great")
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         raise ValueError(f"file descriptor {fd} is not {wanted}: it is no socket")
-    sock = wrap(fd)
-    try:
-        problem = _problem(sock, listening)
-    except BaseException:
-        sock.detach()
-        raise
+    wrap(socks, (fd,))
+    problem = _problem(socks[-1], listening)
     if problem:
-        sock.detach()
         raise ValueError(f"file descriptor {fd} is not {wanted}: {problem}")
-    return sock
 
 
-def take_over(fd: int, *, listening: bool) -> CSocket:
-    """`adopt`, and make it close-on-exec; on any error the descriptor stays the caller's."""
-    sock = adopt(fd, listening=listening)
+def take_over(fd: int, make: Callable[[CSocket], T], listening: bool) -> T:
+    """
+    What *make* makes of the descriptor, which owns it from then on, close-on-exec.
+
+    On any error, a signal handler's too, it stays the caller's.
+    """
+    socks: list[CSocket] = []
+    made: list[Any] = []
     try:
+        adopt(socks, fd, listening=listening)
         os.set_inheritable(fd, False)
+        made.extend(map(make, socks))
+        return made[0]  # type: ignore[no-any-return]
     except BaseException:
-        sock.detach()
+        for owner in made or socks:
+            owner.detach()
         raise
-    return sock
+
+
+def take_from(sock: CSocket, make: Callable[[CSocket], T], listening: bool) -> T:
+    """
+    `take_over` of a socket object's descriptor, with the timeout of that; it is detached.
+
+    On any error, a signal handler's too, the socket object keeps all it had, or what was made owns it.
+    """
+    if not isinstance(sock, CSocket):
+        raise TypeError(f"expected a socket.socket, not {type(sock).__name__}")
+    seconds = sock.gettimeout()
+    if sock.fileno() < 0:
+        raise ValueError("the socket is closed")
+    made: list[Any] = []
+    try:
+        made.extend(map(take_over, (sock.fileno(),), (make,), (listening,)))
+        new = made[0]
+        if seconds:
+            new.set_nonblocking(False)
+            new.timeout = seconds
+        sock.detach()
+        return new  # type: ignore[no-any-return]
+    except BaseException:
+        if sock.fileno() >= 0:
+            for new in made:
+                new.detach()
+            if seconds:
+                sock.settimeout(seconds)
+        raise
 
 
 def _problem(sock: CSocket, listening: bool) -> str | None:
@@ -136,7 +181,9 @@ def _problem(sock: CSocket, listening: bool) -> str | None:
     # macOS knows the name SO_ACCEPTCONN and refuses to answer; there a listener is found out by its use.
     try:
         listens: bool | None = bool(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
-    except OSError:
+    except OSError as error:
+        if not from_system(error):
+            raise
         return None
     if listens and not listening:
         return "it is a listening one"

@@ -306,9 +306,18 @@ class FileDescriptors(Sequence[int]):
         # Not at the head of the file: streams are made of this module, and this is its only use of them.
         from .stream import UdStream
 
-        stream = UdStream.from_fd(self._untaken(index))
-        self._fds[index] = -1
-        return stream
+        fd = self._untaken(index)
+        made: list[UdStream] = []
+        try:
+            made.extend(map(_csocket.take_over, (fd,), (UdStream._adopt,), (False,)))
+            self._fds[index] = -1
+            return made[0]
+        except BaseException:
+            # As above.
+            if self._fds[index] == fd:
+                for stream in made:
+                    stream.detach()
+            raise
 
     def _untaken(self, index: int) -> int:
         fd = self._fds[index]

@@ -11,7 +11,6 @@ import struct
 from _operator import itemgetter
 from _thread import allocate_lock
 from _warnings import warn
-from itertools import repeat
 from time import monotonic, sleep
 
 from . import _binding, _csocket, _platform
@@ -166,12 +165,7 @@ class UdStreamListener:
         it is not a listening Unix stream socket; `OSError` (``EBADF``) when it is not open at all. It stays the
         caller's on any error.
         """
-        sock = _csocket.take_over(fd, listening=True)
-        try:
-            return cls._adopt(sock)
-        except BaseException:
-            sock.detach()
-            raise
+        return _csocket.take_over(fd, cls._adopt, True)
 
     @classmethod
     def from_socket(cls, sock: socket.socket) -> Self:
@@ -182,21 +176,7 @@ class UdStreamListener:
         nonblocking one stays nonblocking. Closing leaves the socket file. `ValueError`, and the socket keeps
         all it had, when it is not a listening Unix stream socket.
         """
-        if not isinstance(sock, _csocket.CSocket):
-            raise TypeError(f"a socket.socket is due, not {type(sock).__name__}")
-        seconds = sock.gettimeout()
-        if sock.fileno() < 0:
-            raise ValueError("the socket is closed")
-        self = cls.from_fd(sock.fileno())
-        if seconds:
-            try:
-                self.set_nonblocking(False)
-            except OSError:
-                self.detach()
-                raise
-            self._timeout = seconds
-        sock.detach()
-        return self
+        return _csocket.take_from(sock, cls._adopt, True)
 
     @classmethod
     def inherited(cls) -> list[Self]:
@@ -476,9 +456,6 @@ class _Incoming:
 # --- one accept ---
 
 
-_FAMILY = repeat(_socket.AF_UNIX)
-_TYPE = repeat(_socket.SOCK_STREAM | getattr(_socket, "SOCK_NONBLOCK", 0))
-_PROTOCOL = repeat(0)
 _ACCEPT: Any = _csocket.CSocket._accept  # type: ignore[attr-defined]
 _FIRST = itemgetter(0)
 
@@ -488,10 +465,9 @@ def _accept_into(accepted: list[CSocket], sock: CSocket) -> None:
     Append the next connection to the list. System call: ``accept4``, which makes it close-on-exec.
 
     From the call that makes the descriptor to the list, by way of the socket object that closes it when it is
-    dropped, all is C: there is no place in between for a signal's handler to raise and leak it. The type says
-    what `_csocket.wrap` says with it: the descriptor's mode is to be left alone.
+    dropped, all is C: there is no place in between for a signal's handler to raise and leak it.
     """
-    accepted.extend(map(_csocket.CSocket, _FAMILY, _TYPE, _PROTOCOL, map(_FIRST, map(_ACCEPT, (sock,)))))
+    _csocket.wrap(accepted, map(_FIRST, map(_ACCEPT, (sock,))))
     if not _platform.ACCEPTED_ARE_BLOCKING:
         accepted[-1].setblocking(True)
 

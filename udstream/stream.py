@@ -201,7 +201,7 @@ class UdStream(io.RawIOBase):
         `ValueError`, and the descriptor stays the caller's, when it is not a connected Unix stream socket;
         `OSError` (``EBADF``) when it is not open at all. It stays the caller's on any error.
         """
-        return cls._adopt(_csocket.take_over(fd, listening=False))
+        return _csocket.take_over(fd, cls._adopt, False)
 
     @classmethod
     def from_socket(cls, sock: socket.socket) -> Self:
@@ -212,21 +212,7 @@ class UdStream(io.RawIOBase):
         nonblocking one stays nonblocking. `ValueError`, and the socket keeps all it had, when it is not a
         connected Unix stream socket.
         """
-        if not isinstance(sock, CSocket):
-            raise TypeError(f"a socket.socket is due, not {type(sock).__name__}")
-        seconds = sock.gettimeout()
-        if sock.fileno() < 0:
-            raise ValueError("the socket is closed")
-        self = cls.from_fd(sock.fileno())
-        if seconds:
-            try:
-                self.set_nonblocking(False)
-            except OSError:
-                self.detach()
-                raise
-            self.timeout = seconds
-        sock.detach()
-        return self
+        return _csocket.take_from(sock, cls._adopt, False)
 
     @classmethod
     def inherited(cls) -> list[Self]:
@@ -249,13 +235,19 @@ class UdStream(io.RawIOBase):
         ``fcntl`` (``F_DUPFD_CLOEXEC``).
         """
         seconds = self.timeout
-        twin = self._adopt(_csocket.wrap(os.dup(self.fileno())), self._paths)
-        if self.closed:
-            # By another thread, just now: the number may have been somebody else's already.
-            twin.close()
-            raise ValueError("I/O operation on closed stream")
-        twin.timeout = seconds
-        return twin
+        socks: list[CSocket] = []
+        try:
+            _csocket.wrap(socks, map(os.dup, (self.fileno(),)))
+            if self.closed:
+                # By another thread, just now: the number may have been somebody else's already.
+                raise ValueError("I/O operation on closed stream")
+            twin = self._adopt(socks[0], self._paths)
+            twin.timeout = seconds
+            return twin
+        except BaseException:
+            for sock in socks:
+                sock.close()
+            raise
 
     # --- the descriptor ---
 
@@ -395,8 +387,8 @@ class UdStream(io.RawIOBase):
             return UdSocketPath.of(given)
         try:
             return UdSocketPath.from_kernel(sock.getpeername() if end else sock.getsockname())
-        except OSError:
-            if strict:
+        except OSError as error:
+            if strict or not from_system(error):
                 raise
             return None
 
@@ -1076,7 +1068,7 @@ def _is_plain_file(file: IO[bytes]) -> bool:
         return False
     try:
         status = os.fstat(file.fileno())
-    except OSError:
+    except io.UnsupportedOperation:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size > 0
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 from connections import fill
-from descriptors import open_fds
+from descriptors import is_open, open_fds
 from meanwhile import PATIENCE, wait_until_asleep
 from places import meddle
 
 import udstream
-from udstream import Shutdown, UdStream, UdStreamListener, _platform, files
+from udstream import FileDescriptors, Shutdown, UdStream, UdStreamListener, _platform, files
 
 # What the storms move, and the signals they wait for at the least.
 STORM_BYTES, STORM_SIGNALS = 128 << 20, 100
@@ -381,6 +381,101 @@ def test_single_read_loses_one_answer_at_most(
         at += 1
     assert at >= 2
     record_property("places at which a handler raised", at)
+
+
+# How a descriptor changes hands: from whom, and to whom.
+def from_fd_of(sock: socket.socket) -> tuple[Any, Callable[[], Any]]:
+    kind = UdStreamListener if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else UdStream
+    return sock, lambda: kind.from_fd(sock.fileno())
+
+
+def from_socket_of(sock: socket.socket) -> tuple[Any, Callable[[], Any]]:
+    kind = UdStreamListener if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else UdStream
+    return sock, lambda: kind.from_socket(sock)
+
+
+def from_timed_socket_of(sock: socket.socket) -> tuple[Any, Callable[[], Any]]:
+    sock.settimeout(PATIENCE)
+    return from_socket_of(sock)
+
+
+def from_descriptors_of(sock: socket.socket) -> tuple[Any, Callable[[], Any]]:
+    fds = FileDescriptors([sock.detach()])
+    return fds, fds.stream
+
+
+HANDING_OVER = {
+    "from_fd": from_fd_of,
+    "from_socket": from_socket_of,
+    "from_socket with a timeout": from_timed_socket_of,
+    "FileDescriptors.stream": from_descriptors_of,
+}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 looks for signals as a call returns, too")
+@OWNER_DROPPED
+@pytest.mark.parametrize("listens", [False, True], ids=["stream", "listener"])
+@pytest.mark.parametrize("name", HANDING_OVER)
+def test_a_descriptor_that_changes_hands_has_one_owner_at_any_place(name: str, listens: bool) -> None:
+    """Wherever a handler raises: who had the descriptor has it still, as it was.
+
+    Or has it no more, and it is closed; from_fd's caller only where what it returned is already on its way to them.
+    """
+    if listens and name == "FileDescriptors.stream":
+        pytest.skip("that takes no listener")
+    at = 0
+    returned: int | None = None
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind("")
+        if listens:
+            sock.listen()
+        fd = sock.fileno()
+        status = os.fstat(fd)
+        owner, call = HANDING_OVER[name](sock)
+        mode = os.get_blocking(fd)
+        new: list[Any] = []
+        error = outcome(lambda call=call, new=new: new.append(call()), at)  # type: ignore[misc]
+        if error is not None:
+            error.__traceback__ = None
+        assert returned is None or error is None, f"it was closed at place {returned}"
+        if name == "from_fd" and not is_open(fd):
+            returned = at
+        if error is None:
+            new[0].close()
+        elif isinstance(owner, FileDescriptors):
+            assert is_open(fd) == (owner[0] == fd), f"at place {at}"
+        elif returned is None:
+            assert is_open(fd) == (owner.fileno() == fd), f"at place {at}"
+        if is_open(fd):
+            assert os.path.samestat(os.fstat(fd), status) and os.get_blocking(fd) == mode
+            os.close(fd)
+        if isinstance(owner, FileDescriptors):
+            owner.take()
+        else:
+            owner.detach()
+        if error is None:
+            break
+        at += 1
+    assert at >= 4
+
+
+@OWNER_DROPPED
+def test_a_duplicate_is_never_leaked_at_any_place() -> None:
+    """Wherever in dup() a handler raises, no descriptor is left."""
+    here, there = UdStream.pair()
+    here.timeout = PATIENCE
+    at = 0
+    with here, there:
+        while True:
+            before = open_fds()
+            error = outcome(lambda: here.dup().close(), at)
+            if error is None:
+                break
+            error.__traceback__ = None
+            assert open_fds() == before, f"at place {at}"
+            at += 1
+    assert at >= 4
 
 
 def closed(call: Callable[[UdStream], Any], stream: UdStream) -> None:
