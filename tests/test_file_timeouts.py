@@ -67,6 +67,7 @@ BINARY_READS: dict[str, Callable[[Any], Any]] = {
     "readinto": into("readinto", 3),
     "readinto(100)": into("readinto", 100),
     "readinto1": into("readinto1", 3),
+    "readinto1(100000)": into("readinto1", 100_000),
 }
 RAW_READS: dict[str, Callable[[Any], Any]] = {
     "read": lambda file: file.read(100),
@@ -231,11 +232,12 @@ def test_any_reads_through_any_timeouts(mode: str, buffering: int, encoding: str
     whole_runs = 0
     for seed in range(20):
         rng = random.Random(seed)
-        text = "".join(rng.choices(["\n", "abc", "z\r\n", "日本", "x" * 30], k=rng.randrange(1, 15)))
+        text = "".join(rng.choices(["\n", "abc", "z\r\n", "y\r", "日本", "x" * 30], k=rng.randrange(1, 15)))
         message = text.encode(encoding)
         cuts = sorted(rng.choices(range(len(message) + 1), k=rng.randrange(1, 5)))
         parts = [message[start:end] for start, end in zip([0, *cuts], [*cuts, len(message)], strict=True)]
-        options = {} if "b" in mode else {"encoding": encoding, "newline": "\n" if seed % 2 else ""}
+        newline = ("", "\n", "", "\r\n", "\r\n", "\n", "\r", "\r")[seed % 8]
+        options = {} if "b" in mode else {"encoding": encoding, "newline": newline}
         # Every second run does only what is never refused.
         safe = [how for how in reads_for(mode) if (mode, how) in NEVER_REFUSED]
         names = rng.choices(safe if seed % 2 else list(reads_for(mode)), k=100)
@@ -254,6 +256,45 @@ def test_any_reads_through_any_timeouts(mode: str, buffering: int, encoding: str
                 assert expected[:0].join(pieces) == expected, f"seed {seed}"
     # Where bytes do not show the ends of lines, a timeout may be final.
     assert whole_runs >= (20 if "b" in mode else 10 if encoding in ("utf-8", "shift_jis") else 0)
+
+
+@pytest.mark.parametrize("ending", ["timeout", "reset"])
+@pytest.mark.parametrize("buffering", [-1, 16])
+@pytest.mark.parametrize("mode", ["rb", "rwb"])
+def test_readinto1_with_much_room_loses_nothing(mode: str, buffering: int, ending: str) -> None:
+    """What the buffer has comes first, alone; what then cannot be read on does not take it along."""
+    with conversation(mode, buffering) as (file, theirs):
+        if ending == "reset":
+            file.raw.write(b"unread")
+        theirs.sendall(b"one\ntwo\n")
+        assert file.readline() == b"one\n"
+        if ending == "reset":
+            theirs.close()
+        store = bytearray(200_000)
+        assert file.readinto1(store) == 4 and store.startswith(b"two\n")
+        with pytest.raises(TimeoutError if ending == "timeout" else ConnectionResetError):
+            file.readinto1(store)
+        if ending == "timeout":
+            theirs.sendall(b"three\n")
+            assert file.readline() == b"three\n"
+
+
+@pytest.mark.parametrize("newline", ["", "\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mode", ["r", "rw"])
+@pytest.mark.parametrize("method", ["read", "readline"])
+def test_a_line_end_that_is_read_in_part(method: str, mode: str, newline: str) -> None:
+    """A read that ends between CR and LF leaves the LF: it comes with the next, or that one refuses to go on."""
+    with conversation(mode, newline=newline, encoding="utf-8") as (file, theirs):
+        theirs.sendall(b"ab\r\n")
+        got = getattr(file, method)(3)
+        assert got == "ab\r"
+        pieces: list[Any] = [got]
+        try:
+            collect(file, lambda file: file.readline(), feeding(theirs, b"next\r\n"), pieces)
+        except Refused:
+            assert newline == "\r\n"
+        else:
+            assert "".join(pieces) == "ab\r\nnext\r\n"
 
 
 @pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])

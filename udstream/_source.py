@@ -51,6 +51,7 @@ class Source:
         "_universal",
         "careful",
         "closed",
+        "crlf",
         "dry",
         "excuse",
         "gentle",
@@ -90,11 +91,14 @@ class Source:
         self.one_call: Any = None
         # Whether a reader has got a part of a line, which it would lose in a timeout.
         self.midline = False
+        # Whether only CR LF ends a line: a reader of so many characters may leave the LF behind.
+        self.crlf = False
         self._refusal: str | None = None
 
     def tell_lines(self, newline: str | None, encoding: str) -> None:
         """Say what ends a line in what is received, if its bytes show that before they are decoded."""
         self._universal = not newline
+        self.crlf = newline == "\r\n"
         if not newline and encoding in ("utf-8", "UTF-8"):
             return
         # Two, because the first may come with a byte order mark.
@@ -215,6 +219,11 @@ class Source:
             self.excuse = None
             return True
         return False
+
+    def taken(self, text: str) -> None:
+        """Note what a reader took of the text that it has, for it may have left a part of a line end."""
+        if self.crlf and text.endswith("\r"):
+            self.midline = True
 
     def refuse(self, why: str) -> None:
         """Let no more be read: something was lost, and going on would hide it."""

@@ -202,11 +202,15 @@ class _CarefulReader:
 
     def _take_buffered(self) -> bytes:
         """What the reader has got and not yet handed on."""
+        size = self._buffered()
+        return self._reader.read(size) if size else b""
+
+    def _buffered(self) -> int:
+        """How much that is."""
         source = self._source
         source.dry = True
         try:
-            size = len(self._reader.peek())
-            return self._reader.read(size) if size else b""
+            return len(self._reader.peek())
         finally:
             source.dry = False
 
@@ -234,7 +238,11 @@ class _CarefulReader:
         return self._unless_failed(self._gently(self._reader.read1, size))  # type: ignore[no-any-return]
 
     def readinto1(self, buffer: Any) -> int:
-        return self._unless_failed(self._gently(self._reader.readinto1, buffer))  # type: ignore[no-any-return]
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            # With room for more than its buffer holds the C code hands that over and reads on: what fails then
+            # would take it along.
+            with view[: self._buffered() or len(view)] as room:
+                return self._unless_failed(self._gently(self._reader.readinto1, room))  # type: ignore[no-any-return]
 
     def peek(self, size: int = 0) -> bytes:
         return self._unless_failed(self._gently(self._reader.peek, size))  # type: ignore[no-any-return]
@@ -625,6 +633,28 @@ def _keep(owner: object) -> Iterator[Any]:
     yield owner
 
 
+class _CrLfReader:
+    """
+    The ``readline`` of a text layer whose lines end in CR LF only.
+
+    One of so many characters may end between the two. To the text layer the LF is the beginning of a line then, which
+    a failing read would lose.
+    """
+
+    __slots__ = ("_reader", "_source", "kept")
+    # What is to live as long as this does.
+    kept: object
+
+    def __init__(self, reader: Any, source: Source) -> None:
+        self._reader = reader
+        self._source = source
+
+    def readline(self, size: int | None = -1) -> str:
+        line: str = self._reader.readline(-1 if size is None else size)
+        self._source.taken(line)
+        return line
+
+
 class TextFile(_File, _TextBase):
     """A text file over a `UdStream`: what ``open(path, "r")``, ``"w"`` and ``"rw"`` give."""
 
@@ -673,7 +703,8 @@ class TextFile(_File, _TextBase):
             self._source = below = source = Source(stream, False)
             self._reader = io.TextIOWrapper(below, encoding, errors, newline)
             source.tell_lines(newline, self._reader.encoding)
-            self.readline = self._reader.readline  # type: ignore[method-assign]
+            lines = _CrLfReader(self._reader, source) if source.crlf else self._reader
+            self.readline = lines.readline  # type: ignore[method-assign]
         if mode.writing:
             self._sink = below = sink = TextSink(stream, size)
             writer: Any = io.TextIOWrapper(below, encoding, errors, newline, line_buffering)
@@ -735,7 +766,9 @@ class TextFile(_File, _TextBase):
         source.gentle = True
         source.one_call = for_one_call(self._stream._sock)
         try:
-            return reader.read(size)  # type: ignore[no-any-return]
+            text: str = reader.read(size)
+            source.taken(text)
+            return text
         except OSError as error:
             if size > 1 and from_system(error):
                 source.refuse("read(size) failed in the middle, and what it had is lost")
