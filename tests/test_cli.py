@@ -871,6 +871,56 @@ def test_timeout(command: list[str], folder: Path) -> None:
     assert re.fullmatch(rf"udstream: {folder}/s: .*timed out\n", done.stderr.decode())
 
 
+@pytest.mark.parametrize("command", [["connect"], ["pass", os.devnull]], ids=lambda command: command[0])
+@pytest.mark.parametrize("before", ["missing", "stale"])
+def test_wait(command: list[str], before: str, folder: Path, start: Command) -> None:
+    """--wait is for a server that has yet to start, whether a file lies there or not."""
+    path = folder / "s"
+    with socket.socket(socket.AF_UNIX) as late:
+        if before == "stale":
+            late.bind(str(path))
+        process = start(command[0], "--wait", LONG, path, *command[1:])
+        # It has tried, and will again.
+        eventually(lambda: not LINUX or asleep(process.pid))
+        if before == "missing":
+            late.bind(str(path))
+        late.listen()
+        late.settimeout(LONG)
+        accept(late).close()
+        assert process.wait(LONG) == 0
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", [["connect"], ["pass", os.devnull]], ids=lambda command: command[0])
+def test_wait_in_vain(command: list[str], folder: Path) -> None:
+    """Past --wait the error is the one without it."""
+    began = time.monotonic()
+    done = run(command[0], "--wait", "0.1", folder / "s", *command[1:])
+
+    assert time.monotonic() - began >= 0.1
+    assert done.stderr.decode() == f"udstream: {folder}/s: No such file or directory\n"
+    assert done.returncode == 1
+
+
+def test_wait_is_for_a_server_that_is_not_there(folder: Path) -> None:
+    """What no server that starts could change is an error at once."""
+    (folder / "file").touch()
+    done = run("connect", "--wait", LONG * 10, folder / "file" / "s")
+
+    assert done.stderr.decode() == f"udstream: {folder}/file/s: Not a directory\n"
+    assert done.returncode == 1
+
+
+@needs_linux
+def test_wait_interrupted(folder: Path, start: Command) -> None:
+    """Ctrl-C ends the wait at once."""
+    process = start("connect", "--wait", LONG * 10, folder / "s")
+    eventually(lambda: asleep(process.pid))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LONG) == 130
+    assert process.stderr.read() == b""
+
+
 @needs_linux
 def test_timeout_is_for_the_connection(server: socket.socket, folder: Path, start: Command) -> None:
     """A server that has let us in may take as long as it likes to read what we send."""

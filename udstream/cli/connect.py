@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from .. import UdStream
-from . import relay
-from .arguments import add_path, add_timeout
+from . import connecting, relay
+from .arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to connect to."""
+    """Where to connect to, and how to converse."""
     add_path(parser)
-    add_timeout(parser)
+    connecting.add_arguments(parser)
     relay.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Be the client, until the conversation has ended."""
-    with UdStream.connect(args.path, timeout=args.timeout) as stream:
-        stream.timeout = None
+    with connecting.connected(args) as stream:
         relay.join(stream, half_close=args.half_close, idle=args.idle)
     return 0

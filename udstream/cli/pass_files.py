@@ -11,8 +11,8 @@ import argparse
 import os
 from contextlib import ExitStack
 
-from .. import UdStream
-from .arguments import add_path, add_timeout
+from . import connecting
+from .arguments import add_path
 
 # The most that the kernel takes with one message.
 AT_ONCE = 253
@@ -30,15 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="open the files for reading and writing, not for reading only",
     )
-    add_timeout(parser)
+    connecting.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Send the files; what was sent is in the kernel's hands, whether it has been taken or not."""
     with ExitStack() as opened:
         fds = [_open(name, args.write, opened) for name in args.files]
-        with UdStream.connect(args.path, timeout=args.timeout) as stream:
-            stream.timeout = None
+        with connecting.connected(args) as stream:
             for start in range(0, len(fds), AT_ONCE):
                 names = args.files[start : start + AT_ONCE]
                 payload = b"".join(os.fsencode(name) + b"\0" for name in names)
