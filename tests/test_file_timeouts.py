@@ -13,10 +13,10 @@ from typing import Any
 
 import connections
 import pytest
-from connections import data_for, everything, here, stream_of
+from connections import data_for, everything, fill, here, stream_of
 from meanwhile import PATIENCE
 
-from udstream import UdStream
+from udstream import UdStream, _timing, _waiting
 
 pytestmark = pytest.mark.usefixtures("no_endless_wait")
 
@@ -420,6 +420,39 @@ def persistent_writes(
     until_it_works(file.flush)
     file.close()
     return bytes(arrived) + b"".join(iter(lambda: theirs.recv(1 << 20), b"")), failures
+
+
+SENDING: dict[str, Callable[[Any], Any]] = {
+    "write": lambda file: file.write(data_for(file.mode, "x" * 300_000)),
+    "flush": lambda file: file.write(data_for(file.mode, "x")) and file.flush(),
+    "close": lambda file: file.write(data_for(file.mode, "x")) and file.close(),
+}
+
+
+@pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])
+@pytest.mark.parametrize("how", SENDING)
+def test_a_write_waits_no_longer_than_the_timeout(
+    how: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timeout is for the whole call, however many layers try to send."""
+    waited = 0.0
+
+    def waiting(poller: Any, deadline: float) -> int:
+        nonlocal waited
+        waited += max(0.0, deadline - time.monotonic())
+        return _waiting.wait_by(poller, deadline)
+
+    monkeypatch.setattr(_timing, "wait_by", waiting)
+    with conversation(mode, timeout=None) as (file, theirs):
+        stream = stream_of(file)
+        fill(stream)
+        stream.timeout = 0.05
+        with suppress(TimeoutError):
+            SENDING[how](file)
+        theirs.close()
+        with suppress(OSError):
+            file.close()
+    assert 0 < waited <= 0.05
 
 
 @pytest.mark.parametrize("mode", ["wb", "rwb", "w", "rw"])

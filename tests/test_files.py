@@ -1246,6 +1246,9 @@ class Stopped:
         count: int = self._sock.send(data[:3], flags)
         return count
 
+    def for_one_call(self) -> Any:
+        return self
+
     @property
     def sock(self) -> Any:
         raise Stop

@@ -25,7 +25,7 @@ from itertools import repeat, starmap
 
 from ._csocket import CSocket, from_system
 from ._platform import MSG_NOSIGNAL, SENT_WHOLE, sent_whole
-from ._timing import keep
+from ._timing import for_one_call, keep, send_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         @property
         def closed(self) -> bool: ...
 
-        def write_all(self, data: Buffer) -> int: ...
         def _bare(self) -> CSocket: ...
 
 
@@ -70,6 +69,7 @@ class Sink:
         "_writer",
         "closed",
         "kept",
+        "one_call",
         "raw",
         "source",
         "unsent",
@@ -98,6 +98,8 @@ class Sink:
         self._room = -1
         # How much of what the layer above will hand over again was sent before an exception.
         self._skip = 0
+        # For a call that may send several times: what has the deadline for all of them.
+        self.one_call: Any = None
         self._lock = RLock()
         # Whether a thread that has the lock is sending: a signal handler in it has the lock as well.
         self._sending = False
@@ -165,8 +167,12 @@ class Sink:
             source.closed = self.raw.closed or self._before_read
         return count
 
-    def drain(self) -> None:
-        """Send all that was taken; what an exception on the way leaves is kept, to go on with."""
+    def drain(self, sock: Any = None) -> None:
+        """
+        Send all that was taken; what an exception on the way leaves is kept, to go on with.
+
+        *sock* is what has the deadline of a call that has sent before.
+        """
         chunks = self._chunks
         with self._lock:
             if self._sending:
@@ -182,7 +188,8 @@ class Sink:
                     data = chunks[0]
                     done: list[int] = []
                     try:
-                        done.extend(map(self.raw.write_all, (data,)))
+                        sock = sock or self._for_one_call()
+                        done.extend(map(send_all, (sock,), (data,)))
                     except BaseException as error:
                         chunks[0] = data[sum(done) or getattr(error, "nbytes", 0) :]
                         if isinstance(error, BlockingIOError) and from_system(error):
@@ -359,9 +366,12 @@ class Sink:
                 chunks[0] = data[sum(sent) :]
         return sum(sent) == len(data)
 
-    def _try_to_drain(self) -> None:
+    def _for_one_call(self) -> Any:
+        return self.one_call or for_one_call(self.raw._sock)
+
+    def _try_to_drain(self, sock: Any = None) -> None:
         try:
-            self.drain()
+            self.drain(sock)
         except OSError as error:
             # Taken is taken: the next write, or flush, says so. But after the end of the connection nothing that is
             # kept will ever be sent.
@@ -374,9 +384,11 @@ class Sink:
             return 0  # no reason to hear that the peer is gone
         # Filled in C, so that no signal handler can raise between the sending and the counting.
         sent: list[int] = []
+        sock = None
         try:
             self._sending = True
-            sent.extend(map(self.raw._sock.send, (data,), _FLAGS))
+            sock = self._for_one_call()
+            sent.extend(map(sock.send, (data,), _FLAGS))
             if sent[0] == count:
                 return count
         except BaseException as error:
@@ -393,7 +405,7 @@ class Sink:
         # Before what a signal's handler has written meanwhile.
         self._chunks.insert(0, bytes(data[sum(sent) :]))
         try:
-            self._try_to_drain()
+            self._try_to_drain(sock)
         except BaseException as error:
             self._keep_in_spite_of(error, data, count)
             raise

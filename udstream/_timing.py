@@ -237,6 +237,24 @@ def for_one_call(sock: Any) -> Any:
     return sock if sock.__class__ is CSocket else sock.for_one_call()
 
 
+def send_all(sock: Any, data: Buffer) -> int:
+    """Send all of *data* by *sock*, and return its length; an exception on the way has what was sent as ``.nbytes``."""
+    counts: list[int] = []
+    done = 0
+    try:
+        with memoryview(data) as whole, whole.cast("B") as view:
+            while True:  # see UdStream.readline()
+                if done == len(view):
+                    break
+                with view[done:] as rest:
+                    keep(sock, counts, "send", rest, MSG_NOSIGNAL)
+                done += counts[-1]
+        return done
+    except BaseException as error:
+        error.nbytes = sum(counts)  # type: ignore[attr-defined]
+        raise
+
+
 def keep(sock: Any, results: list[Any], name: str, *arguments: Any) -> None:
     """
     Call the method *name* of *sock*, and append what it returns to *results*; the flags come last.

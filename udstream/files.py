@@ -622,9 +622,13 @@ class BinaryFile(_File, _BinaryBase):
         sink = self._sink
         if sink is None:
             return
-        if self._writer is not None:
-            self._writer.flush()
-        sink.drain()
+        sink.one_call = for_one_call(self._stream._sock)
+        try:
+            if self._writer is not None:
+                self._writer.flush()
+            sink.drain()
+        finally:
+            sink.one_call = None
 
 
 def _keep(owner: object) -> Iterator[Any]:
@@ -827,10 +831,15 @@ class TextFile(_File, _TextBase):
         """
         self._check_open()
         sink = self._sink
-        if sink is not None:
+        if sink is None:
+            return
+        sink.one_call = for_one_call(self._stream._sock)
+        try:
             if self._source is None:
                 self._writer.flush()
             sink.send_text()
+        finally:
+            sink.one_call = None
 
 
 def _binary(mode: str) -> str:

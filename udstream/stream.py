@@ -17,7 +17,7 @@ from . import _csocket, _platform, files
 from . import ancillary as side
 from ._collecting import CollectingSocket
 from ._csocket import CSocket, from_system
-from ._timing import TimedSocket, checked_timeout, for_one_call, keep
+from ._timing import TimedSocket, checked_timeout, for_one_call, keep, send_all
 from ._waiting import timed_out, wait
 from .address import UdSocketPath, sockaddr_of
 
@@ -670,20 +670,12 @@ class UdStream(io.RawIOBase):
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``send``
         (``MSG_NOSIGNAL``), repeated.
         """
-        sock = for_one_call(self._sock)
         counts: list[int] = []
-        done = 0
         try:
-            with memoryview(data) as whole, whole.cast("B") as view:
-                while True:  # see readline()
-                    if done == len(view):
-                        break
-                    with view[done:] as rest:
-                        keep(sock, counts, "send", rest, _NOSIGNAL)
-                    done += counts[-1]
-            return done
+            counts.extend(map(send_all, (for_one_call(self._sock),), (data,)))
+            return counts[0]
         except BaseException as error:
-            _annotate(error, nbytes=sum(counts))
+            _annotate(error, nbytes=getattr(error, "nbytes", sum(counts)))
             raise
 
     def writev_all(self, buffers: Iterable[Buffer]) -> int:
