@@ -851,7 +851,7 @@ def test_authorize_by_a_set_of_uids(folder: Path) -> None:
 
 def test_authorize_by_uid_not_gid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set is one of users: a group of the same number lets nobody in."""
-    monkeypatch.setattr(ancillary, "peer_credentials", lambda _sock: ancillary.Credentials(1, 1001, 1002))
+    monkeypatch.setattr(ancillary, "_peer_of", lambda _sock: ancillary.Credentials(1, 1001, 1002))
     for uid, comes_in in ((1001, True), (1002, False)):
         with UdStreamListener.bind(folder / "s", authorize={uid}) as listener:
             listener.set_nonblocking(True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import array
 import copy
+import ctypes
 import errno
 import gzip
 import importlib
 import io
+import logging
 import os
 import pickle
 import re
@@ -1292,7 +1294,7 @@ def test_subclass_that_overrides() -> None:
         def __init__(self) -> None:
             raise AssertionError("it is not called")
 
-        def write(self, data: Any) -> int | None:
+        def write(self, data: Any) -> Any:
             return super().write(bytes(data).upper())
 
     here, there = Shouting.pair()
@@ -1364,12 +1366,12 @@ ON_A_CLOSED_ONE: dict[str, Callable[[UdStream], object]] = {
     "send_ancillary": lambda s: s.send_ancillary([b"x"]),
     "recv_ancillary": lambda s: s.recv_ancillary([bytearray(1)]),
     "send_fds": lambda s: s.send_fds(b"x", [0]),
+    "send_fds nothing": lambda s: s.send_fds(b"", []),
     "recv_fds": lambda s: s.recv_fds(1),
     "peer_credentials": lambda s: s.peer_credentials(),
     "collect_ancillary": lambda s: s.collect_ancillary,
     "collect_ancillary set": lambda s: setattr(s, "collect_ancillary", True),
     "enter": lambda s: s.__enter__(),
-    "name": lambda s: s.name,
 }
 
 
@@ -1394,10 +1396,86 @@ def test_closed_one(pair: tuple[UdStream, UdStream], name: str, how: str, timeou
     here.close()
 
 
+@pytest.mark.parametrize("mode", ["rb", "wb", "rwb", "r", "w", "rw", "unbuffered"])
+def test_the_name_of_a_closed_one(pair: tuple[UdStream, UdStream], mode: str) -> None:
+    """The number that a socket has then; whoever prints a handler of a log that is over, say, asks for it."""
+    stream = pair[0]
+    file: Any = stream if mode == "unbuffered" else stream.makefile(mode)
+    assert file.name == stream.fileno()
+    repr(logging.StreamHandler(file))
+    file.close()
+    assert file.name == -1
+    repr(logging.StreamHandler(file))
+
+
+@pytest.mark.parametrize("mode", ["w", "wb", "rw", "rwb"])
+def test_detaching_sends_what_files_have(pair: tuple[UdStream, UdStream], mode: str) -> None:
+    """The files over a stream are at their end with it: what was written to them is sent first."""
+    stream, other = pair
+    file = stream.makefile(mode)
+    file.write("STARTTLS\n" if "b" not in mode else b"STARTTLS\n")
+    fd = stream.detach()
+    assert file.closed
+    other.timeout = 5
+    assert other.read(100) == b"STARTTLS\n"
+    os.close(fd)
+
+
+def test_a_detach_that_cannot_send_leaves_all_as_it_was(pair: tuple[UdStream, UdStream]) -> None:
+    """Its TimeoutError can be dealt with, and then it is repeated."""
+    stream, other = pair
+    file = stream.makefile("rwb")
+    file.write(b"last words")
+    filled = fill(stream)
+    stream.timeout = 0.01
+    with pytest.raises(TimeoutError):
+        stream.detach()
+    assert not file.closed
+    other.timeout = 5
+    assert len(other.read_exact(filled)) == filled
+    os.close(stream.detach())
+    assert other.readall() == b"last words"
+
+
+ROOM_WITHOUT_LENGTH: dict[str, Callable[[UdStream, Any], Any]] = {
+    "readinto": lambda s, b: s.readinto(b),
+    "readinto_exact": lambda s, b: s.readinto_exact(b),
+    "readv": lambda s, b: s.readv([b]),
+    "recv_ancillary": lambda s, b: s.recv_ancillary(b).nbytes,
+    "recv_ancillary of several": lambda s, b: s.recv_ancillary([b]).nbytes,
+}
+
+
+@pytest.mark.parametrize("collecting", [False, True])
+@pytest.mark.parametrize("name", ROOM_WITHOUT_LENGTH)
+def test_buffers_that_have_no_length(pair: tuple[UdStream, UdStream], name: str, collecting: bool) -> None:
+    """Whatever gives its memory is a buffer, also a number of C's, which has no len()."""
+    here, there = pair
+    here.collect_ancillary = collecting
+    there.write(b"\1\0\0\0")
+    number = ctypes.c_uint32()
+    assert ROOM_WITHOUT_LENGTH[name](here, number) == 4
+    assert int(number.value).to_bytes(4, sys.byteorder) == b"\1\0\0\0"
+
+
+def test_sendfile_sends_what_the_file_has_in_its_buffer(pair: tuple[UdStream, UdStream]) -> None:
+    """With a timeout or without."""
+    here, there = pair
+    for timeout in (None, 5):
+        here.timeout = timeout
+        with tempfile.TemporaryFile() as file:
+            file.write(b"on disk, ")
+            file.flush()
+            file.write(b"in the buffer")
+            assert here.sendfile(file) == 22
+        assert there.read(100) == b"on disk, in the buffer"
+
+
 def test_every_public_method_is_in_the_list_of_the_closed() -> None:
     """The test above knows every public name of UdStream."""
     known = {name.split()[0] for name in ON_A_CLOSED_ONE}
-    # Makers, close and closed themselves; what a closed one collected may still be taken; mode is a constant.
+    # Makers, close and closed themselves; what a closed one collected may still be taken; and what any file has, to be
+    # shown.
     known |= {
         "connect",
         "pair",
@@ -1408,6 +1486,7 @@ def test_every_public_method_is_in_the_list_of_the_closed() -> None:
         "closed",
         "collected",
         "mode",
+        "name",
     }
 
     assert {name for name in dir(UdStream) if not name.startswith("_")} <= known

@@ -107,7 +107,10 @@ def signature_of(name: str, function: Any) -> str:
 
 def annotation(written: Any) -> str:
     """A type as it stands in the source."""
-    return written if isinstance(written, str) else getattr(written, "__name__", str(written))
+    if not isinstance(written, str):
+        return getattr(written, "__name__", str(written))
+    # To a type checker that None is hidden, as for all raw files; to a reader it is what counts.
+    return written.replace("MaybeNone", "None")
 
 
 def entry(level: int, name: str, thing: Any, call: str | None = None) -> Iterator[str]:
@@ -132,6 +135,10 @@ def class_entries(name: str, cls: type) -> Iterator[str]:
             yield from entry(3, full, thing, signature_of(full, thing))
         elif inspect.ismemberdescriptor(thing) and f"``{member}``" in (cls.__doc__ or ""):
             continue
+        elif inspect.ismemberdescriptor(thing) and member not in SLOTS:
+            # One that each object fills with a method: what the class says of it begins with how it is called.
+            call, _, text = thing.__objclass__.__slots__[member].partition(": ")
+            yield f"### `{full}`\n\n```py\n{full.removesuffix(member)}{call}\n```\n\n{text[0].upper()}{text[1:]}"
         else:
             yield from entry(3, full, thing)
 

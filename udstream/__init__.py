@@ -1,7 +1,7 @@
 """
 Unix domain sockets as files.
 
-General layout, from the ground up; a module imports only from those below it:
+General layout, from the ground up; a module imports only from those above it in this list:
 
 * ``_platform``, ``_waiting``, ``address``: what the kernel is, waiting for it, and a socket's address.
 * ``_csocket``, ``_timing``: CPython's socket object without its habits, and with a timeout nobody else sees.
@@ -13,6 +13,7 @@ General layout, from the ground up; a module imports only from those below it:
 from __future__ import annotations
 
 from .address import UdSocketPath
+from .files import BinaryFile, TextFile
 from .stream import UdStream, open
 
 TYPE_CHECKING = False
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from .listener import UdStreamListener
 
 __all__ = [
+    "BinaryFile",
     "Credentials",
     "FileDescriptors",
     "Shutdown",
+    "TextFile",
     "UdSocketPath",
     "UdStream",
     "UdStreamListener",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _socket import MSG_CTRUNC
 
 from ._timing import Around, for_one_call, keep
-from .ancillary import MAX_FDS, _decoded, _discard, _land
+from .ancillary import MAX_FDS, _decoded, _discard, _is_empty, _land
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class CollectingSocket(Around):
 
     def _read(self, buffers: Sequence[Buffer], counts: list[int] | None = None) -> int:
         """Read; *counts* gets what is returned, also when a signal handler raises before it is."""
-        if len(buffers) == 1 and not len(buffers[0]):  # type: ignore[arg-type]
+        if len(buffers) == 1 and _is_empty(buffers[0]):
             # The kernel would give away the descriptors of the next byte, and not the byte.
             return 0
         landed: list[Landed] = []

@@ -215,8 +215,8 @@ class TimedSocket(Around):
             raise timed_out() from None
         try:
             wait_by(poller, deadline)
-        except RuntimeError as error:
-            if "concurrent" not in str(error):
+        except RuntimeError as clash:
+            if "concurrent" not in str(clash):
                 raise
             # Another thread is asking the same one.
             wait_by(poller_for(fd, event), deadline)

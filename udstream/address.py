@@ -48,18 +48,18 @@ class UdSocketPath:
         return self
 
     @classmethod
-    def file(cls, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> UdSocketPath:
+    def file(cls, p: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> UdSocketPath:
         """
-        A socket file, whatever its name begins with.
+        The socket file at the path *p*, whatever that begins with.
 
         An empty path or one with a NUL in it: `ValueError`. Of any length on Linux; elsewhere the kernel's
         limit (103 bytes) is checked when the address is used.
         """
-        name = path.encode(_ENCODING, _ERRORS) if isinstance(path, str) else os.fsencode(path)
+        name = p.encode(_ENCODING, _ERRORS) if isinstance(p, str) else os.fsencode(p)
         if not name:
             raise ValueError("the path of a Unix socket is empty")
         if b"\0" in name:
-            raise ValueError(f"the path of a Unix socket holds a NUL byte: {path!r}")
+            raise ValueError(f"the path of a Unix socket holds a NUL byte: {p!r}")
         return cls._make(_FILE, name)
 
     @classmethod
@@ -186,6 +186,11 @@ class UdSocketPath:
 
     def __reduce__(self) -> tuple[object, tuple[str, bytes]]:
         return UdSocketPath._make, (self._kind, self._name)
+
+
+def as_filename(path: SocketPath) -> str | bytes:
+    """What an `OSError` has for ``filename``: the path as it was given."""
+    return str(path) if isinstance(path, UdSocketPath) else os.fspath(path)
 
 
 def sockaddr_of(path: SocketPath) -> bytes:

@@ -301,7 +301,7 @@ class FileDescriptors(Sequence[int]):
         """
         The `UdStream` over the descriptor at *index*; it owns that now.
 
-        `ValueError`, and it stays here, when it is not a connected Unix stream socket.
+        `ValueError`, and it stays here, when it is no Unix stream socket, or one that listens.
         """
         # Not at the head of the file: streams are made of this module, and this is its only use of them.
         from .stream import UdStream
@@ -531,6 +531,8 @@ def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
     if not size:
         if cmsgs:
             raise ValueError("descriptors need a byte to carry them: the kernel would drop them in silence")
+        if not isinstance(sock, CSocket):
+            sock.for_one_call()  # a closed stream says so
         return 0
     if size > SENT_WHOLE:
         # What may go in parts is counted part by part, whatever a signal handler raises in between.
@@ -747,11 +749,12 @@ def recv_ancillary(fd: Fd, buffers: Buffers, *, max_fds: int = MAX_FDS) -> Recei
 
     *buffers* is one writable bytes-like object or a sequence of them, with room for one byte at least:
     `ValueError` otherwise, since descriptors that come alone could not be told from the end of file. They
-    are filled in turn; a short count is no sign of anything, and ``nbytes`` 0 is end of file.
+    are filled in turn; a short count does not mean the end of file, ``nbytes`` 0 does.
 
     At most *max_fds* descriptors are kept, from their first instant close-on-exec (on macOS right after);
     the others are closed, and ``truncated`` is set, as it is when the process was at its limit of open
-    files. The bytes are never lost because of the descriptors. 0 keeps none; below 0: `ValueError`.
+    files. The bytes are never lost because of the descriptors. 0 keeps none; below 0: `ValueError`. A
+    nonblocking descriptor with nothing there: `BlockingIOError`.
     """
     return _receive(_borrow(fd), buffers, max_fds)
 
@@ -763,7 +766,8 @@ def recv_fds(fd: Fd, bufsize: int, max_fds: int = MAX_FDS) -> tuple[bytes, FileD
     Empty bytes mean end of file. When descriptors were lost: `OSError`, whose ``.data`` and ``.fds`` hold
     what came: ``EMFILE`` when the process was at its limit of open files, ``EMSGSIZE`` when more than
     *max_fds* came. Credentials and other control messages are not reported; `recv_ancillary` has them.
-    *bufsize* below 1, *max_fds* below 0: `ValueError`.
+    *bufsize* below 1, *max_fds* below 0: `ValueError`. A nonblocking descriptor with nothing there:
+    `BlockingIOError`.
     """
     return _recv_fds(_borrow(fd), bufsize, max_fds)
 
@@ -848,16 +852,22 @@ def _rooms(buffers: Any) -> Sequence[Any]:
     """The buffers to receive into, as a sequence that one system call takes and that has room."""
     if not isinstance(buffers, (list, tuple)):
         try:
-            size = memoryview(buffers).nbytes
+            buffers = (buffers,) if memoryview(buffers).nbytes else ()
         except TypeError:
             buffers = list(_iterated(buffers, "buffers"))
-        else:
-            buffers = (buffers,) if size else ()
-    if len(buffers) > _IOV_MAX or not all(map(len, buffers)):
-        buffers = [buffer for buffer in buffers if len(memoryview(buffer))][:_IOV_MAX]
+    if len(buffers) > _IOV_MAX or any(map(_is_empty, buffers)):
+        buffers = [buffer for buffer in buffers if not _is_empty(buffer)][:_IOV_MAX]
     if not buffers:
         raise ValueError("the buffers must have room for one byte at least")
     return buffers  # type: ignore[no-any-return]
+
+
+def _is_empty(buffer: Any) -> bool:
+    try:
+        return not len(buffer)
+    except TypeError:
+        # A ctypes structure, say.
+        return not memoryview(buffer).nbytes
 
 
 def _decoded(landed: list[Landed], max_fds: int) -> Received:
@@ -929,16 +939,19 @@ def peer_credentials(fd: Fd) -> Credentials:
 
     Nobody can forge it, and it never changes (on macOS, but for the pid, which is that of the process that
     used the socket last): a child that got the connection, or a process that changed its user since, shows
-    as whoever connected, or listened, or made the pair. ``pid`` is None where the kernel says 0; never take a pid for proof, as it may be in use again (`peer_pidfd`). Of a listening
-    socket Linux tells who listened; of one that is not connected, None and 4294967295. uid and gid are the
-    effective ones. System call: ``getsockopt`` (``SO_PEERCRED``; on macOS and FreeBSD ``LOCAL_PEERCRED``, on
+    as whoever connected, or listened, or made the pair. ``pid`` is None where the kernel says 0; never take a
+    pid for proof, as it may be in use again (`peer_pidfd`). Of a listening socket Linux tells who listened; of
+    one that is not connected, None and 4294967295. uid and gid are the effective ones. System call: ``getsockopt`` (``SO_PEERCRED``; on macOS and FreeBSD ``LOCAL_PEERCRED``, on
     NetBSD ``LOCAL_PEEREID``). Elsewhere: `NotImplementedError`.
     """
+    return _peer_of(_borrow(fd))
+
+
+def _peer_of(sock: CSocket) -> Credentials:
     how = _platform.PEER_CREDENTIALS
     if how is None:
         raise _missing("peer_credentials")
     level, option, size, decode, pid_option = how
-    sock = _borrow(fd)
     pid, uid, gid = decode(sock.getsockopt(level, option, size))
     if pid_option is not None:
         pid = sock.getsockopt(level, pid_option)
@@ -1002,9 +1015,9 @@ def peer_security(fd: Fd) -> bytes | None:
 
 def set_passcred(fd: Fd, flag: bool) -> None:
     """
-    Whether each message is received with the `Credentials` of its sender (``Received.credentials``).
+    Ask the kernel to attach its sender's `Credentials` to each message that is received, or no longer to.
 
-    Set it on the listener: what that accepts inherits it, so that no message slips by before. Set later, it
+    They are ``Received.credentials`` then. Set it on the listener: what that accepts inherits it, so that no message slips by before. Set later, it
     shows what is already there with a pid of None and uid and gid 65534. Messages of two processes then no
     longer merge into one read. What is set before a ``connect`` gives the socket an abstract name. Root may
     forge per-message credentials; `peer_credentials` nobody can. Linux; `NotImplementedError` elsewhere.
@@ -1020,9 +1033,9 @@ def get_passcred(fd: Fd) -> bool:
 
 def set_passrights(fd: Fd, flag: bool) -> None:
     """
-    Whether descriptors may be sent to this end: True at first.
+    Allow descriptors to be sent to this end, as at first, or forbid it.
 
-    False: the kernel refuses them, and the sender gets `PermissionError`, having sent nothing; those on
+    With False the kernel refuses them, and the sender gets `PermissionError`, having sent nothing; those on
     their way still arrive. What a listener accepts inherits it. Linux 6.16; `NotImplementedError`
     elsewhere. System call: ``setsockopt`` (``SO_PASSRIGHTS``).
     """

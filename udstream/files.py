@@ -92,6 +92,13 @@ class Mode:
             "".encode(encoding)
 
 
+def named_encoding(mode: Mode, encoding: str | None) -> str | None:
+    """The *encoding* for a file of this mode; where none was given, whoever asked for the file is warned if they want."""
+    if encoding is None and not mode.binary:
+        return io.text_encoding(None, 3)  # type: ignore  # typeshed does not know it
+    return encoding
+
+
 def make(
     stream: UdStream,
     mode: Mode,
@@ -369,8 +376,8 @@ class _File:
 
     @property
     def name(self) -> int:
-        """The file descriptor's number, as the ``name`` of any file made from a descriptor."""
-        return self._stream.fileno()
+        """The file descriptor's number, as the ``name`` of any file made from a descriptor; -1 once it is closed."""
+        return self._stream.name
 
     def fileno(self) -> int:
         """The file descriptor's number, lent."""
@@ -590,7 +597,7 @@ class BinaryFile(_File, _BinaryBase):
         return self._reading().peek(size)  # type: ignore[no-any-return]
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """All lines up to the end of file; with a *hint*, no more once they have that many bytes."""
+        """All lines up to the end of file; with a *hint*, no more once they have more bytes than that."""
         return self._reading().readlines(hint)  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[bytes]:
@@ -783,7 +790,7 @@ class TextFile(_File, _TextBase):
 
     def readlines(self, hint: int | None = -1) -> list[str]:  # type: ignore[override]
         """
-        All lines up to the end of file; with a *hint*, no more once they have that many characters.
+        All lines up to the end of file; with a *hint*, no more once they have more characters than that.
 
         When the time runs out in the middle, further reads are refused with an `OSError`.
         """

@@ -17,7 +17,7 @@ from . import _binding, _csocket, _platform
 from ._activation import inherited_sockets
 from ._timing import checked_timeout
 from ._waiting import POLLIN, timed_out, wait
-from .address import UdSocketPath
+from .address import UdSocketPath, as_filename
 from .stream import UdStream
 
 TYPE_CHECKING = False
@@ -144,7 +144,7 @@ class UdStreamListener:
             if sock is not None:
                 _csocket.discard(sock)
             if isinstance(error, OSError) and _csocket.from_system(error):
-                error.filename = str(address)
+                error.filename = as_filename(path)
                 error.filename2 = None
                 del error.filename2
             raise
@@ -186,7 +186,7 @@ class UdStreamListener:
         In the manager's order, each with the `name` it was given. Empty when none were passed to this very
         process (``LISTEN_PID``). They are made close-on-exec, and the variables removed; closing them leaves
         the socket files, which are the manager's. `ValueError`, with everything left as it was, when one of
-        them is not a listening Unix stream socket.
+        them is not a listening Unix stream socket, or when the variables make no sense.
         """
         listeners = []
         sockets = inherited_sockets(listening=True)
@@ -306,9 +306,9 @@ class UdStreamListener:
                 _check_time(deadline)
 
     def _may_come_in(self, sock: CSocket) -> bool:
-        from .ancillary import peer_credentials
+        from .ancillary import _peer_of
 
-        peer = peer_credentials(sock)
+        peer = _peer_of(sock)
         if callable(self._authorize):
             return bool(self._authorize(peer))
         assert self._authorize is not None

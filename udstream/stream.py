@@ -19,20 +19,20 @@ from ._collecting import CollectingSocket
 from ._csocket import CSocket, from_system
 from ._timing import TimedSocket, checked_timeout, for_one_call, keep, send_all
 from ._waiting import timed_out, wait
-from .address import UdSocketPath, sockaddr_of
+from .address import UdSocketPath, as_filename, sockaddr_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections import deque
     from collections.abc import Iterable, Sequence
-    from typing import IO, Any, Literal, TypeAlias, overload
+    from typing import IO, Any, BinaryIO, Literal, TypeAlias, overload
     from weakref import ref
 
     from typing_extensions import Buffer, Self
 
     from .address import SocketPath
-    from .ancillary import Credentials, FileDescriptors, Received
+    from .ancillary import Buffers, Credentials, Fd, FileDescriptors, Received
 
     TextMode: TypeAlias = Literal[
         "r",
@@ -40,39 +40,66 @@ if TYPE_CHECKING:
         "rw",
         "wr",
         "r+",
-        "w+",
         "+r",
+        "w+",
         "+w",
         "rt",
-        "wt",
-        "rwt",
         "tr",
+        "wt",
         "tw",
+        "rwt",
+        "rtw",
+        "wrt",
+        "wtr",
         "trw",
+        "twr",
         "r+t",
         "rt+",
+        "+rt",
+        "+tr",
+        "tr+",
+        "t+r",
         "w+t",
         "wt+",
+        "+wt",
+        "+tw",
+        "tw+",
+        "t+w",
     ]
     BinaryMode: TypeAlias = Literal[
         "rb",
-        "wb",
-        "rwb",
-        "wrb",
         "br",
+        "wb",
         "bw",
-        "brw",
+        "rwb",
         "rbw",
+        "wrb",
         "wbr",
+        "brw",
         "bwr",
         "r+b",
         "rb+",
+        "+rb",
+        "+br",
+        "br+",
+        "b+r",
         "w+b",
         "wb+",
-        "br+",
+        "+wb",
+        "+bw",
         "bw+",
+        "b+w",
     ]
+
+    # As typeshed has it for all raw files: None, where a nonblocking one has nothing yet, would have to be ruled out at
+    # each call of a blocking one.
+    MaybeNone: TypeAlias = Any
+
+    # So that it goes where an IO[bytes] is due, as the builtin's unbuffered files do.
+    class _RawBase(io.RawIOBase, BinaryIO): ...  # pyright: ignore
+
 else:
+    _RawBase = io.RawIOBase
 
     def overload(function: object) -> object:
         return function
@@ -98,7 +125,7 @@ _CLOSED: Any = _Closed()
 _new: Any = io.RawIOBase.__new__
 
 
-class UdStream(io.RawIOBase):
+class UdStream(_RawBase):
     """
     One end of a connected Unix stream socket, as a raw file.
 
@@ -179,7 +206,7 @@ class UdStream(io.RawIOBase):
             if sock is not None:
                 _csocket.discard(sock)
             if isinstance(error, OSError) and from_system(error):
-                error.filename = str(UdSocketPath.of(path))
+                error.filename = as_filename(path)
             raise
         self: Self = _new(cls)
         self._sock = sock if seconds is None else TimedSocket(sock, seconds)
@@ -198,7 +225,7 @@ class UdStream(io.RawIOBase):
         """
         Take over the open descriptor *fd*, in whatever mode it is; it is made close-on-exec.
 
-        `ValueError`, and the descriptor stays the caller's, when it is not a connected Unix stream socket;
+        `ValueError`, and the descriptor stays the caller's, when it is no Unix stream socket, or one that listens;
         `OSError` (``EBADF``) when it is not open at all. It stays the caller's on any error.
         """
         return _csocket.take_over(fd, cls._adopt, False)
@@ -209,8 +236,8 @@ class UdStream(io.RawIOBase):
         Take over what a `socket.socket` owned; it is detached.
 
         A timeout that was set on it becomes the stream's, and the descriptor a blocking one again; a
-        nonblocking one stays nonblocking. `ValueError`, and the socket keeps all it had, when it is not a
-        connected Unix stream socket.
+        nonblocking one stays nonblocking. `ValueError`, and the socket keeps all it had, when it is no Unix
+        stream socket, or one that listens.
         """
         return _csocket.take_from(sock, cls._adopt, False)
 
@@ -221,7 +248,8 @@ class UdStream(io.RawIOBase):
 
         For services that are started once for each connection (systemd's ``Accept=yes``). Empty when none
         were passed to this process. They are made close-on-exec, and the variables removed. `ValueError`,
-        everything left as it was, when one of them is not a connected Unix stream socket.
+        everything left as it was, when one of them is no Unix stream socket, or one that listens, or when the
+        variables make no sense.
         """
         from ._activation import inherited_sockets
 
@@ -264,7 +292,15 @@ class UdStream(io.RawIOBase):
         return (sock if sock.__class__ is CSocket else self._bare()).fileno()
 
     def detach(self) -> int:
-        """Give the descriptor to the caller, unclosed. The stream is closed from then on."""
+        """
+        Give the descriptor to the caller, unclosed. The stream is closed from then on, and with it the files over it.
+
+        What was written to those is sent first; an error in that leaves all as it was. What they have read
+        ahead is gone.
+        """
+        for file in [reference() for reference in self._files]:
+            if file is not None:
+                file._send_the_rest()
         fd = self._bare().detach()
         self._forget()
         return fd
@@ -339,8 +375,8 @@ class UdStream(io.RawIOBase):
 
     @property
     def name(self) -> int:
-        """The file descriptor's number, as the ``name`` of any file made from a descriptor."""
-        return self.fileno()
+        """The file descriptor's number, as the ``name`` of any file made from a descriptor; -1 once it is closed."""
+        return -1 if self.closed else self.fileno()
 
     @property
     def mode(self) -> str:
@@ -397,7 +433,7 @@ class UdStream(io.RawIOBase):
     @property
     def timeout(self) -> float | None:
         """
-        The seconds that a call may take, above 0, or None, at first, for ever.
+        How long a call may take, in seconds above 0; None, as at first, is for ever.
 
         Past it a call raises `TimeoutError`, and can be repeated. It is for the whole call, also of those
         that take several system calls; signals do not lengthen it; duplicates of the descriptor never
@@ -446,53 +482,53 @@ class UdStream(io.RawIOBase):
 
     # --- one system call each ---
 
-    def readinto(self, buffer: Buffer) -> int | None:
+    def readinto(self, b: Buffer) -> int | MaybeNone:
         """
-        Read up to ``len(buffer)`` bytes into *buffer*, and return how many came.
+        Read as many bytes into *b* as there is room for and came already, and return how many those are.
 
-        Fewer than asked for is no sign of anything; 0 means end of file (or an empty buffer); None, that a
-        nonblocking stream has nothing yet. `TimeoutError` past the `timeout`. System call: ``recv``.
+        A short count does not mean the end of file; 0 does (or no room); None, that a nonblocking stream has
+        nothing yet. `TimeoutError` past the `timeout`. System call: ``recv``.
         """
         try:
-            return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
+            return self._sock.recv_into(b)
         except BlockingIOError as error:
             if not from_system(error):
                 raise
             return None
 
-    def read(self, size: int | None = -1) -> bytes | None:
+    def read(self, n: int | None = -1) -> bytes | MaybeNone:
         """
-        Read and return up to *size* bytes; without a size, or with None or -1, as `readall`.
+        Read and return up to *n* bytes; without a number, or with None or -1, as `readall`.
 
-        Fewer than asked for is no sign of anything; ``b""`` means end of file; None, that a nonblocking
-        stream has nothing yet. `TimeoutError` past the `timeout`. System call: ``recv``.
+        Fewer than *n* do not mean the end of file; ``b""`` does; None, that a nonblocking stream has nothing
+        yet. `TimeoutError` past the `timeout`. System call: ``recv``.
         """
-        size = -1 if size is None else index(size)
-        if size < 0:
+        n = -1 if n is None else index(n)
+        if n < 0:
             return self.readall()
         try:
-            return self._sock.recv(min(size, _MOST_AT_ONCE))  # type: ignore[no-any-return]
+            return self._sock.recv(min(n, _MOST_AT_ONCE))
         except BlockingIOError as error:
             if not from_system(error):
                 raise
             return None
 
-    def write(self, data: Buffer) -> int | None:
+    def write(self, b: Buffer) -> int | MaybeNone:
         """
-        Send *data*, and return how many bytes were sent, maybe fewer than given.
+        Send the bytes of *b*, and return how many were sent, maybe fewer than given.
 
         None means that a nonblocking stream can take nothing yet. `BrokenPipeError` when nobody reads at
         the other end, never a signal; `TimeoutError` past the `timeout`, with nothing sent. System call:
         ``send`` (``MSG_NOSIGNAL``).
         """
         try:
-            return self._sock.send(data, _NOSIGNAL)  # type: ignore[no-any-return]
+            return self._sock.send(b, _NOSIGNAL)
         except BlockingIOError as error:
             if not from_system(error):
                 raise
             return None
 
-    def readv(self, buffers: Iterable[Buffer]) -> int | None:
+    def readv(self, buffers: Iterable[Buffer]) -> int | MaybeNone:
         """
         Read into *buffers*, one after the other (scatter), and return how many bytes came in all.
 
@@ -500,14 +536,14 @@ class UdStream(io.RawIOBase):
         count, not an error. System call: ``recvmsg``.
         """
         views: Any = buffers if buffers.__class__ is list else _sequence(buffers)
-        if not views or not len(views[0]):
+        if not views or side._is_empty(views[0]):
             # The kernel would wait for a first byte even with no room for it.
             views = _first_that_fit(views)
             if not views:
                 self.fileno()
                 return 0
         try:
-            return self._sock.recvmsg_into(views)[0]  # type: ignore[no-any-return]
+            return self._sock.recvmsg_into(views)[0]
         except BlockingIOError as error:
             if not from_system(error):
                 raise
@@ -517,7 +553,7 @@ class UdStream(io.RawIOBase):
                 raise
         return self.readv(_first_that_fit(views))
 
-    def writev(self, buffers: Iterable[Buffer]) -> int | None:
+    def writev(self, buffers: Iterable[Buffer]) -> int | MaybeNone:
         """
         Send *buffers*, one after the other (gather), and return how many bytes were sent in all.
 
@@ -526,7 +562,7 @@ class UdStream(io.RawIOBase):
         """
         views: Any = buffers if buffers.__class__ is list else _sequence(buffers)
         try:
-            return self._sock.sendmsg(views, (), _NOSIGNAL)  # type: ignore[no-any-return]
+            return self._sock.sendmsg(views, (), _NOSIGNAL)
         except BlockingIOError as error:
             if not from_system(error):
                 raise
@@ -538,7 +574,7 @@ class UdStream(io.RawIOBase):
 
     # --- as many as it takes ---
 
-    def readall(self) -> bytes | None:  # type: ignore[override]
+    def readall(self) -> bytes | MaybeNone:
         """
         Read and return everything up to the end of file.
 
@@ -596,7 +632,7 @@ class UdStream(io.RawIOBase):
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         """
-        Read and return all lines up to the end of file; with a *hint*, no more once they have that many bytes.
+        Read and return all lines up to the end of file; with a *hint*, no more once they have more bytes than that.
 
         An exception on the way carries all that had come as its ``.partial``. System calls: those of
         `readline`, which has the `timeout` for each line.
@@ -617,17 +653,18 @@ class UdStream(io.RawIOBase):
             raise
         return lines
 
-    def read_exact(self, size: int) -> bytes:
+    def read_exact(self, n: int) -> bytes:
         """
-        Read and return exactly *size* bytes.
+        Read and return exactly *n* bytes.
 
         `EOFError` when the other end stops before. That, and any other exception on the way, carries
         how many bytes had come as ``.nbytes``, and the bytes as ``.partial``. System calls: ``recv``,
         repeated.
         """
-        if size < 0:
-            raise ValueError(f"cannot read {size} bytes")
-        buffer = bytearray(size)
+        n = index(n)
+        if n < 0:
+            raise ValueError(f"cannot read {n} bytes")
+        buffer = bytearray(n)
         counts: list[int] = []
         try:
             counts.extend(map(self.readinto_exact, (buffer,)))
@@ -638,9 +675,9 @@ class UdStream(io.RawIOBase):
             raise
         return data
 
-    def readinto_exact(self, buffer: Buffer) -> int:
+    def readinto_exact(self, b: Buffer) -> int:
         """
-        Fill the whole *buffer*, and return its length in bytes.
+        Fill the whole buffer *b*, and return its length in bytes.
 
         `EOFError` when the other end stops before. That, and any other exception on the way, carries
         how many bytes had come as ``.nbytes``; they are in the buffer. System calls: ``recv``, repeated.
@@ -649,7 +686,7 @@ class UdStream(io.RawIOBase):
         counts: list[int] = []
         done = 0
         try:
-            with memoryview(buffer) as whole, whole.cast("B") as view:
+            with memoryview(b) as whole, whole.cast("B") as view:
                 while True:  # see readline()
                     if done == len(view):
                         break
@@ -663,16 +700,16 @@ class UdStream(io.RawIOBase):
             _annotate(error, nbytes=sum(counts))
             raise
 
-    def write_all(self, data: Buffer) -> int:
+    def write_all(self, b: Buffer) -> int:
         """
-        Send all of *data*, and return its length in bytes.
+        Send all of *b*, and return its length in bytes.
 
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``send``
         (``MSG_NOSIGNAL``), repeated.
         """
         counts: list[int] = []
         try:
-            counts.extend(map(send_all, (for_one_call(self._sock),), (data,)))
+            counts.extend(map(send_all, (for_one_call(self._sock),), (b,)))
             return counts[0]
         except BaseException as error:
             _annotate(error, nbytes=getattr(error, "nbytes", sum(counts)))
@@ -755,6 +792,8 @@ class UdStream(io.RawIOBase):
         try:
             try:
                 if self.timeout is None and _is_plain_file(file):
+                    # What was written to it may still be in its buffer.
+                    file.flush()
                     self._send_from_kernel(file.fileno(), offset, count, sent)
                 else:
                     # What has no position to go to is sent from where it is.
@@ -866,29 +905,48 @@ class UdStream(io.RawIOBase):
         ignores *encoding*, *errors* and *newline*. `ValueError` for a mode that is none, and for text over
         a nonblocking stream.
         """
-        return files.make(self, files.Mode.of(mode), buffering, encoding, errors, newline)
+        parsed = files.Mode.of(mode)
+        encoding = files.named_encoding(parsed, encoding)
+        return files.make(self, parsed, buffering, encoding, errors, newline)
 
     # --- ancillary data ---
 
-    def send_ancillary(self, buffers: Any, ancillary: Iterable[Any] = ()) -> int:
-        """`ancillary.send_ancillary` on this stream, with its timeout."""
+    def send_ancillary(self, buffers: Buffers, ancillary: Iterable[Any] = ()) -> int:
+        """
+        Send bytes with descriptors, credentials or other control messages; return how many bytes went.
+
+        As `ancillary.send_ancillary`, on this stream, and with its timeout. System call: ``sendmsg``.
+        """
         return side._send(self._sock, buffers, ancillary)
 
-    def recv_ancillary(self, buffers: Any, *, max_fds: int = side.MAX_FDS) -> Received:
-        """`ancillary.recv_ancillary` on this stream, with its timeout."""
+    def recv_ancillary(self, buffers: Buffers, *, max_fds: int = side.MAX_FDS) -> Received:
+        """
+        Receive bytes into *buffers*, and what came with them: a `Received`, whose ``nbytes`` of 0 is end of file.
+
+        As `ancillary.recv_ancillary`, on this stream, and with its timeout. System call: ``recvmsg``.
+        """
         return side._receive(self._sock, buffers, max_fds)
 
-    def send_fds(self, buffers: Any, fds: Iterable[Any]) -> int:
-        """`ancillary.send_fds` on this stream, with its timeout for the whole call."""
+    def send_fds(self, buffers: Buffers, fds: Iterable[Fd]) -> int:
+        """
+        Send all of the bytes, the descriptors with the first of them; return how many bytes went.
+
+        As `ancillary.send_fds`, on this stream, and with its timeout for the whole call. System call:
+        ``sendmsg``, as often as it takes.
+        """
         return side._send_fds(self._sock, buffers, fds)
 
     def recv_fds(self, bufsize: int, max_fds: int = side.MAX_FDS) -> tuple[bytes, FileDescriptors]:
-        """`ancillary.recv_fds` on this stream, with its timeout."""
+        """
+        Receive up to *bufsize* bytes, and the descriptors that came with them; empty bytes mean end of file.
+
+        As `ancillary.recv_fds`, on this stream, and with its timeout. System call: ``recvmsg``.
+        """
         return side._recv_fds(self._sock, bufsize, max_fds)
 
     def peer_credentials(self) -> Credentials:
         """`ancillary.peer_credentials` of this stream: who is at the other end, fixed at connect time."""
-        return side.peer_credentials(self)
+        return side._peer_of(self._bare())
 
     @property
     def collect_ancillary(self) -> bool:
@@ -913,7 +971,7 @@ class UdStream(io.RawIOBase):
         What reads have kept since `collect_ancillary` was switched on: a deque of ``(offset, received)``.
 
         *offset* is that of the first byte of the read it came with, counted from the switching on.
-        Whoever takes an item out owns its descriptors.
+        Whoever takes an item out owns its descriptors. It is there once the stream is closed, too.
         """
         if self._collected is None:
             from collections import deque
@@ -986,6 +1044,7 @@ def open(
     """
     parsed = files.Mode.of(mode)
     parsed.check(buffering, encoding, errors, newline)
+    encoding = files.named_encoding(parsed, encoding)
     stream = UdStream.connect(path, timeout=timeout)
     try:
         return files.make(stream, parsed, buffering, encoding, errors, newline, fresh=True)

@@ -127,13 +127,13 @@ class Fed(UdStream):
     def readinto(self, buffer: Any) -> int | None:
         return self._count(super().readinto(buffer))  # type: ignore[no-any-return]
 
-    def read(self, size: int | None = -1) -> bytes | None:
-        return self._count(super().read(size))  # type: ignore[no-any-return]
+    def read(self, size: int | None = -1) -> Any:
+        return self._count(super().read(size))
 
     def readall(self) -> bytes | None:  # type: ignore[override]
         return self._count(super().readall())  # type: ignore[no-any-return]
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> Any:
         try:
             return super().write(data)
         finally:

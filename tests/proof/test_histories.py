@@ -824,7 +824,6 @@ ASKED_OF_CLOSED_FILE: list[Callable[[Any, Any], object]] = [
     lambda f, data: f.writelines([data]),
     lambda f, _: f.flush(),
     lambda f, _: f.fileno(),
-    lambda f, _: f.name,
     lambda f, _: f.readable(),
     lambda f, _: f.writable(),
     lambda f, _: f.seekable(),
