@@ -10,6 +10,7 @@ import random
 import resource
 import socket
 import struct
+import subprocess
 import sys
 import time
 import warnings
@@ -23,6 +24,7 @@ from children import forked
 from descriptors import fd_count
 from fakes import in_place_of_the_kernel
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
+from real import environment
 
 from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener, _csocket, _waiting
 from udstream import listener as listener_module
@@ -990,6 +992,52 @@ def test_repr(listener: UdStreamListener, address: str) -> None:
     assert f"fd={listener.fileno()} path='{address}'" in repr(listener)
     listener.close()
     assert repr(listener) == "<udstream.listener.UdStreamListener [closed]>"
+
+
+PROCESSES = """
+import multiprocessing
+import os
+import sys
+
+from udstream import UdStream, UdStreamListener
+
+def serve(listener):
+    with listener, listener.accept() as stream:
+        assert (listener.timeout, str(listener.local_path)) == (9.5, sys.argv[2])
+        assert not os.get_inheritable(listener.fileno())
+        stream.write_all(str(os.getpid()).encode())
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with UdStreamListener.bind(sys.argv[2], authorize={os.geteuid()}) as listener:
+        listener.timeout = 9.5
+        workers = [context.Process(target=serve, args=(listener,)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        pids = set()
+        for _ in workers:
+            with UdStream.connect(sys.argv[2]) as client:
+                pids.add(int(client.readall()))
+        for worker in workers:
+            worker.join()
+        assert pids == {worker.pid for worker in workers}
+        assert os.path.exists(sys.argv[2])
+    assert not os.path.exists(sys.argv[2])
+    sys.exit(any(worker.exitcode for worker in workers))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_goes_to_processes_of_multiprocessing(folder: Path, method: str) -> None:
+    """A listener can be the argument of workers, however those are started; the file stays its maker's."""
+    program = folder / "program.py"
+    program.write_text(PROCESSES)
+    command = [sys.executable, "-W", "error", str(program), method, str(folder / "s")]
+    done = subprocess.run(
+        command, env=environment(folder), capture_output=True, timeout=PATIENCE, check=False
+    )
+
+    assert (done.stderr, done.returncode) == (b"", 0)
 
 
 def test_it_cannot_be_pickled(listener: UdStreamListener) -> None:

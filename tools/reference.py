@@ -137,7 +137,7 @@ def class_entries(name: str, cls: type) -> Iterator[str]:
             continue
         elif inspect.ismemberdescriptor(thing) and member not in SLOTS:
             # One that each object fills with a method: what the class says of it begins with how it is called.
-            call, _, text = thing.__objclass__.__slots__[member].partition(": ")
+            call, _, text = vars(thing.__objclass__)["__slots__"][member].partition(": ")
             yield f"### `{full}`\n\n```py\n{full.removesuffix(member)}{call}\n```\n\n{text[0].upper()}{text[1:]}"
         else:
             yield from entry(3, full, thing)

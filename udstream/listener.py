@@ -18,7 +18,7 @@ from ._activation import inherited_sockets
 from ._timing import checked_timeout
 from ._waiting import POLLIN, timed_out, wait
 from .address import UdSocketPath, as_filename
-from .stream import UdStream
+from .stream import UdStream, for_new_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -382,7 +382,9 @@ class UdStreamListener:
         return f"<{name} fd={self.fileno()} path={str(self.local_path)!r}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(f"cannot pickle {type(self).__name__!r} object: pass its descriptor with send_fds")
+        # The file stays this process's to remove.
+        facts = {name: getattr(self, name) for name in ("timeout", "_authorize", "_paths", "_name")}
+        return for_new_process(self, **facts)
 
     @property
     def local_path(self) -> UdSocketPath:

@@ -363,15 +363,7 @@ class UdStream(_RawBase):
         return f"<{name} fd={self.fileno()}{''.join(ends)}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Only multiprocessing, while it starts a process, sees to it that descriptors get there.
-        context = sys.modules.get("multiprocessing.context")
-        if context is None or context.get_spawning_popen() is None:
-            raise TypeError(
-                f"cannot pickle {type(self).__name__!r} object: pass its descriptor with send_fds"
-            )
-        from multiprocessing.reduction import DupFd
-
-        return _arrived, (type(self), DupFd(self.fileno()), self.timeout)
+        return for_new_process(self, timeout=self.timeout)
 
     @property
     def name(self) -> int:
@@ -1085,16 +1077,28 @@ def _set_send_timeout(sock: CSocket, seconds: float) -> None:
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, struct.pack("@ll", whole, micros))
 
 
-def _arrived(cls: type[UdStream], duplicate: Any, seconds: float | None) -> UdStream:
-    """In a process that multiprocessing has started: a stream on what it was given."""
+def for_new_process(owner: Any, **facts: object) -> Any:
+    """What pickle makes of a stream or listener for a process that multiprocessing starts; else `TypeError`."""
+    # Nobody else sees to it that descriptors get there.
+    context = sys.modules.get("multiprocessing.context")
+    if context is None or context.get_spawning_popen() is None:
+        raise TypeError(f"cannot pickle {type(owner).__name__!r} object: pass its descriptor with send_fds")
+    from multiprocessing.reduction import DupFd
+
+    return _arrived, (type(owner), DupFd(owner.fileno()), facts)
+
+
+def _arrived(cls: Any, duplicate: Any, facts: dict[str, object]) -> Any:
+    """In a process that multiprocessing has started: one on what it was given."""
     fd = duplicate.detach()
     try:
-        stream = cls.from_fd(fd)
+        owner = cls.from_fd(fd)
     except BaseException:
         os.close(fd)
         raise
-    stream.timeout = seconds
-    return stream
+    for name, fact in facts.items():
+        setattr(owner, name, fact)
+    return owner
 
 
 def _annotate(error: BaseException, **facts: object) -> None:
