@@ -110,6 +110,23 @@ def test_both_methods_held(mode: str, pair: tuple[UdStream, UdStream]) -> None:
         assert here.closed
 
 
+@pytest.mark.parametrize("mode", ["r", "rw"])
+def test_a_method_held_of_a_text_file_whose_buffer_was_asked_for(
+    mode: str, pair: tuple[UdStream, UdStream]
+) -> None:
+    """The binary file under it goes with the method, not before."""
+    here, there = pair
+    there.write(b"one\ntwo\n")
+    file: Any = here.makefile(mode)
+    assert file.buffer.raw is here
+    readline = file.readline
+    del file
+    assert [readline(), readline()] == ["one\n", "two\n"]
+    del readline
+    assert here.closed
+    assert not files._OPEN
+
+
 def test_a_file_that_is_held_itself_is_not_left_to_its_methods(pair: tuple[UdStream, UdStream]) -> None:
     """A method that outlives a close is one of a closed file."""
     here, there = pair

@@ -556,9 +556,7 @@ def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, cmsgs
     steps = [sent]
     try:
         try:
-            # Not "while" a condition holds: what a handler raises as such a loop goes round, Python 3.13 takes past
-            # the "except".
-            while True:
+            while True:  # see UdStream.readline()
                 if sent == size:
                     break
                 while True:

@@ -317,7 +317,9 @@ class _Rest:
     What the methods are of has hold of this, so they can be used, and the connection ends with them.
     """
 
-    __slots__ = ("_chunks", "_halves", "_stream")
+    __slots__ = ("_chunks", "_halves", "_stream", "kept")
+    # What is to live as long as this does.
+    kept: object
 
     def __init__(self, stream: UdStream, chunks: list[bytes], *halves: Source | Sink | None) -> None:
         self._stream = stream
@@ -484,6 +486,8 @@ class _File:
             if sink is not None and len(held) == 1:
                 sink.untie()
             rest = _Rest(self._stream, chunks, None if sink in held else sink)
+        # Another file over the same stream, which would end that as it goes.
+        rest.kept = getattr(self, "_buffer", None)
         for owner in held:
             owner.kept = rest
         _OPEN.pop(id(self), None)

@@ -715,33 +715,15 @@ class UdStream(_RawBase):
         (``MSG_NOSIGNAL``), repeated.
         """
         sock = for_one_call(self._sock)
-        opened = [memoryview(buffer).cast("B") for buffer in buffers]
-        views = [view for view in opened if len(view)]
+        views = _sequence(buffers)
+        size = sum(memoryview(view).nbytes for view in views)
         counts: list[int] = []
-        first = 0
         try:
-            try:
-                while True:  # see readline()
-                    if first == len(views):
-                        break
-                    keep(sock, counts, "sendmsg", views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
-                    count = counts[-1]
-                    while True:
-                        if first == len(views) or count < len(views[first]):
-                            break
-                        count -= len(views[first])
-                        first += 1
-                    if count:
-                        views[first] = views[first][count:]
-                        opened.append(views[first])
-            finally:
-                for view in opened:
-                    view.release()
-            done = sum(counts)
+            counts.extend(map(side._send_rest, (sock,), (views,), (0,), (size,)))
+            return counts[0]
         except BaseException as error:
-            _annotate(error, nbytes=sum(counts))
+            _annotate(error, nbytes=getattr(error, "nbytes", sum(counts)))
             raise
-        return done
 
     def writelines(self, lines: Iterable[Buffer]) -> None:
         """
