@@ -71,7 +71,7 @@ def start() -> Iterator[Command]:
 
         def _start(*args: object, **options: Any) -> Process:
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-            process = subprocess.Popen(words(*args), env=environment(), **{**pipes, **options})
+            process = subprocess.Popen(words(*args), **{"env": environment(), **pipes, **options})
             stack.callback(_end, process)
             return process
 
@@ -235,6 +235,12 @@ def test_version() -> None:
         ["connect", "--idle", "0", "p"],
         ["listen", "--echo", "--idle", "1", "p"],
         ["listen", "--echo", "--no-shutdown", "p"],
+        ["listen", "--echo", "p", "--", "cat"],
+        ["listen", "--idle", "1", "p", "--", "cat"],
+        ["listen", "--no-shutdown", "p", "--", "cat"],
+        ["listen", "p", "cat"],
+        ["listen", "p", "--"],
+        ["listen", "p", "--", ""],
     ],
 )
 def test_wrong_usage(args: list[str], folder: Path) -> None:
@@ -281,19 +287,25 @@ def test_listen_where_something_else_is(folder: Path) -> None:
 
 
 def test_a_command_without_the_dashes_before_it() -> None:
-    """Who forgets -- is told where it stands, with the usage of `take`."""
-    done = run("take", "in.sock", "cat", "{}")
-    assert done.returncode == 2
-    assert b"usage: udstream take" in done.stderr
-    assert b"before a COMMAND stands --: udstream take in.sock -- cat {}" in done.stderr
+    """Who forgets -- is told where it stands, with the usage of `take` or `listen`."""
+    for command in ("take", "listen"):
+        done = run(command, "in.sock", "cat", "{}")
+        assert done.returncode == 2
+        assert f"usage: udstream {command}".encode() in done.stderr
+        assert f"before a COMMAND stands --: udstream {command} in.sock -- cat {{}}".encode() in done.stderr
 
     done = run("connect", "in.sock", "more")
     assert done.returncode == 2
     assert b"usage: udstream connect" in done.stderr
     assert b"unrecognized arguments: more\n" in done.stderr
 
-    # An option that there is not is no COMMAND, where one is given, or stands before ours.
-    for args in (["take", "--bogus", "in.sock", "--", "cat"], ["--bogus", "connect", "in.sock"]):
+    # An option that there is not is no COMMAND, wherever it stands.
+    for args in (
+        ["take", "--bogus", "in.sock", "--", "cat"],
+        ["--bogus", "connect", "in.sock"],
+        ["take", "--bogus", "in.sock"],
+        ["listen", "in.sock", "--bogus"],
+    ):
         assert run(*args).stderr.endswith(b"unrecognized arguments: --bogus\n")
 
 
@@ -1956,6 +1968,223 @@ def test_echo_to_all_lets_go_of_its_clients(monkeypatch: pytest.MonkeyPatch) -> 
         assert peer.read(1) == b""
 
 
+# ------------------------------------------------------------------------------------------------ listen -- COMMAND
+
+KEEPING_OPEN = pytest.mark.parametrize("keep_open", [[], ["--keep-open"]], ids=["once", "keep-open"])
+
+
+def tool(folder: Path) -> Path:
+    """A command of our own, which can be removed."""
+    path = folder / "tool"
+    path.write_text("#!/bin/sh\nexec cat\n")
+    path.chmod(0o700)
+    return path
+
+
+def printed_for(start: Command, path: Path, options: list[str], *command: str, **more: Any) -> bytes:
+    """What a COMMAND says to a client who says nothing."""
+    process = start("listen", *options, path, "--", *command, **more)
+    ready(process, path)
+    with client(path) as conn:
+        conn.shutdown(socket.SHUT_WR)
+        return receive_all(conn)
+
+
+@KEEPING_OPEN
+def test_listen_runs_a_command(keep_open: list[str], folder: Path, start: Command) -> None:
+    """The connection is COMMAND's stdin and stdout: it hears the client, to the end, and answers."""
+    path = folder / "s"
+    process = start("listen", *keep_open, path, "--", "sh", "-c", "cat; echo the end; echo aside >&2")
+    ready(process, path)
+    with client(path) as conn:
+        conn.sendall(b"one")
+        assert conn.recv(3) == b"one"
+        conn.shutdown(socket.SHUT_WR)
+        assert receive_all(conn) == b"the end\n"
+    assert process.stderr.readline() == b"aside\n"
+
+
+def test_listen_becomes_the_command(folder: Path, start: Command) -> None:
+    """Without --keep-open the process becomes COMMAND, which finds the socket file gone; the status is COMMAND's."""
+    path = folder / "s"
+    process = start(
+        "listen", path, "--", "sh", "-c", 'echo $$; test -e "$1" && echo there; exit 7', "sh", path
+    )
+    ready(process, path)
+    with client(path) as conn:
+        assert receive_all(conn) == b"%d\n" % process.pid
+    assert process.wait(LONG) == 7
+    assert process.stderr.read() == b""
+
+
+@needs_linux
+@KEEPING_OPEN
+def test_listen_gives_a_command_nothing_else(keep_open: list[str], folder: Path, start: Command) -> None:
+    """COMMAND has 0, 1 and 2 alone, whatever listen has inherited, and finds its signals as usual."""
+    program = "ls /proc/self/fd; grep -E 'SigBlk|SigIgn' /proc/self/status"
+    with open(os.devnull) as inherited:
+        said = printed_for(start, folder / "s", keep_open, "sh", "-c", program, pass_fds=[inherited.fileno()])
+
+    lines = said.decode().splitlines()
+    # ls has a descriptor of its own, by which it lists them.
+    assert lines[:-2] == ["0", "1", "2", "3"]
+    blocked, ignored = (int(line.split()[1], 16) for line in lines[-2:])
+    assert blocked == 0
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGHUP):
+        assert ignored & (1 << (number - 1)) == 0
+
+
+@needs_linux
+@KEEPING_OPEN
+def test_listen_tells_a_command_who_its_client_is(keep_open: list[str], folder: Path, start: Command) -> None:
+    """COMMAND knows its client by the kernel's word, and by nobody else's."""
+    said = printed_for(
+        start,
+        folder / "s",
+        keep_open,
+        *("sh", "-c", "env | grep UDSTREAM_PEER_ | sort"),
+        env={**environment(), "UDSTREAM_PEER_PID": "1", "UDSTREAM_PEER_NAME": "root"},
+    )
+
+    assert said.decode().split() == [
+        f"UDSTREAM_PEER_GID={os.getegid()}",
+        f"UDSTREAM_PEER_PID={os.getpid()}",
+        f"UDSTREAM_PEER_UID={os.geteuid()}",
+    ]
+
+
+def test_listen_tells_a_command_what_the_kernel_knows(
+    pair: tuple[UdStream, UdStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel knows no process, or tells nothing at all, nothing is made up."""
+
+    def told() -> dict[str, str]:
+        found = listen._environment(pair[0])
+        return {name: value for name, value in found.items() if name not in os.environ}
+
+    monkeypatch.setattr(UdStream, "peer_credentials", lambda _: udstream.Credentials(None, 0, 1))
+    assert told() == {"UDSTREAM_PEER_UID": "0", "UDSTREAM_PEER_GID": "1"}
+
+    def lacking(_stream: UdStream) -> udstream.Credentials:
+        raise NotImplementedError
+
+    monkeypatch.setattr(UdStream, "peer_credentials", lacking)
+    assert told() == {}
+
+
+@KEEPING_OPEN
+@pytest.mark.parametrize(("command", "status"), [("no-such-command", 127), ("/etc/passwd", 126)])
+def test_listen_of_no_command(keep_open: list[str], command: str, status: int, folder: Path) -> None:
+    """A COMMAND that there is not, or that can't be run, is said before anybody could connect."""
+    done = run("listen", *keep_open, folder / "s", "--", command)
+
+    reason = os.strerror(errno.ENOENT if status == 127 else errno.EACCES)
+    assert done.stderr.decode() == f"udstream: {command}: {reason}\n"
+    assert done.returncode == status
+
+
+def test_listen_becomes_a_command_that_has_gone(folder: Path, start: Command) -> None:
+    """One that has gone since is said when the client has come."""
+    path, command = folder / "s", tool(folder)
+    process = start("listen", path, "--", command)
+    ready(process, path)
+    command.unlink()
+    client(path).close()
+
+    assert process.wait(LONG) == 127
+    assert process.stderr.read().decode() == f"udstream: {command}: No such file or directory\n"
+
+
+def test_listen_keep_open_without_its_command(folder: Path, start: Command) -> None:
+    """A COMMAND that can't be started is said for each client, and those after it are served all the same."""
+    path, command = folder / "s", tool(folder)
+    process = start("listen", "--keep-open", path, "--", command)
+    ready(process, path)
+    command.rename(folder / "away")
+    for _ in range(2):
+        with client(path) as conn:
+            assert receive_all(conn) == b""
+        assert process.stderr.readline().decode() == f"udstream: {command}: No such file or directory\n"
+    (folder / "away").rename(command)
+    with client(path) as conn:
+        conn.sendall(b"one")
+        assert conn.recv(3) == b"one"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, and not yet waited for."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+@needs_linux
+def test_listen_runs_a_command_for_each_client(folder: Path, start: Command) -> None:
+    """With --keep-open all clients are served at once, and nothing is left of those who have gone."""
+    path = folder / "s"
+    process = start("listen", "--keep-open", path, "--", "cat")
+    ready(process, path)
+    with client(path) as one, client(path) as other:
+        for conn in (other, one):
+            conn.sendall(b"ping")
+            assert conn.recv(4) == b"ping"
+        assert len(children(process.pid)) == 2
+    eventually(lambda: children(process.pid) == [])
+    eventually(lambda: asleep(process.pid))
+    sockets = [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
+    assert sum(target.startswith("socket:") for target in sockets) == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_listen_leaves_commands_to_their_clients(
+    number: int, status: int, folder: Path, start: Command
+) -> None:
+    """When listen ends, a COMMAND that is at work goes on with its client."""
+    path = folder / "s"
+    process = start("listen", "--keep-open", path, "--", "cat")
+    ready(process, path)
+    with client(path) as conn:
+        conn.sendall(b"one")
+        assert conn.recv(3) == b"one"
+        process.send_signal(number)
+        assert process.wait(LONG) == status
+        assert not path.exists()
+        conn.sendall(b"two")
+        assert conn.recv(3) == b"two"
+    assert process.stderr.read() == b""
+
+
+def test_listen_runs_a_command_with_no_thread_left(folder: Path) -> None:
+    """A client for whom there is no thread is turned away, as with --echo."""
+    path = folder / "s"
+    command = with_few_threads(2, "listen", "--keep-open", path, "--", "cat")
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        ready(process, path)
+        with client(path) as served:
+            served.sendall(b"one")
+            assert served.recv(3) == b"one"
+            with client(path) as turned_away:
+                assert receive_all(turned_away) == b""
+            assert process.stderr.readline() == f"udstream: {path}: can't start new thread\n".encode()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LONG) == 143
+
+
+@needs_linux
+@KEEPING_OPEN
+def test_listen_runs_a_command_for_the_allowed_only(
+    keep_open: list[str], folder: Path, start: Command
+) -> None:
+    """--allow-user holds for COMMAND as well."""
+    path = folder / "s"
+    process = start("listen", *keep_open, "--allow-user", 4_000_000_001, path, "--", "cat")
+    ready(process, path)
+    with client(path) as conn:
+        assert receive_all(conn) == b""
+    assert b"refused" in process.stderr.readline()
+    assert process.poll() is None
+
+
 # ------------------------------------------------------------------------------------------------------------ demo
 
 
@@ -2426,10 +2655,10 @@ def test_take_gives_the_files_their_numbers(numbers: list[int], folder: Path) ->
     for name in ("one", "two"):
         (folder / name).write_text(name)
     program = (
-        "import os; from udstream.cli import take_files as t; fds = [os.open(n, 0) for n in ('one', 'two')];"
+        "import os; from udstream.cli import running; fds = [os.open(n, 0) for n in ('one', 'two')];"
         "moved = [os.dup2(os.dup2(fd, 20 + fd), 40 + fd) for fd in fds];"
         f"[os.dup2(fd, number, False) for fd, number in zip(moved, {numbers})];"
-        f"t._become(['sh', '-c', 'cat <&3; cat <&4'], {numbers}, ['one', 'two'])"
+        f"running.become(['sh', '-c', 'cat <&3; cat <&4'], dict(zip((3, 4), {numbers})), dict(os.environ))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(), cwd=folder, capture_output=True, timeout=LONG

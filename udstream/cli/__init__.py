@@ -38,13 +38,19 @@ __all__ = ["main"]
 # The module of each command, and what it does. `pass` is a keyword, so its module has another name.
 COMMANDS = {
     "connect": ("connect", "join stdin and stdout to a socket, both ways at once"),
-    "listen": ("listen", "join stdin and stdout to whoever connects; with --echo, be an echo service"),
+    "listen": (
+        "listen",
+        "join stdin and stdout to whoever connects; or be an echo service, or run a command for each",
+    ),
     "demo": ("demo", "see it work: a text conversation with a server of its own"),
     "who": ("who", "say who listens on a socket"),
     "pass": ("pass_files", "send open files to whoever listens on a socket"),
     "take": ("take_files", "receive open files, and run a command with them"),
     "doctor": ("doctor", "say what this kernel and platform can do"),
 }
+
+# Those that run a COMMAND of the user's, which stands after --.
+RUNNING = ("listen", "take")
 
 OK, ERROR, USAGE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 130, 141
 
@@ -76,12 +82,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             module.add_arguments(sub)
             sub.set_defaults(run=module.run, usage_error=sub.error)
     # argparse has no way to say "all after --, untouched", and an option of COMMAND is none of ours.
-    argv, behind = _split(argv) if wanted == "take" else (argv, None)
+    argv, behind = _split(argv) if wanted in RUNNING else (argv, None)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         text = f"unrecognized arguments: {' '.join(unknown)}"
-        if wanted == "take" and behind is None:
-            text += f"; before a COMMAND stands --: udstream take {args.path} -- {' '.join(unknown)}"
+        if wanted in RUNNING and behind is None and not unknown[0].startswith("-"):
+            text += f"; before a COMMAND stands --: udstream {wanted} {args.path} -- {' '.join(unknown)}"
         commands.choices[args.command].error(text)
     args.words = behind
     return args
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     Run the command line *argv* (default: this process's), and return its exit status.
 
-    ``take -- COMMAND`` does not return: this process becomes COMMAND.
+    ``take -- COMMAND`` does not return, nor does ``listen -- COMMAND``: this process becomes COMMAND.
     """
     standard_files()
     args = argparse.Namespace(path=None)

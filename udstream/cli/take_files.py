@@ -6,13 +6,11 @@ import argparse
 import fcntl
 import os
 import re
-import signal
 import stat
 from contextlib import ExitStack
-from typing import NoReturn
 
 from .. import UdStream
-from . import arguments, serving
+from . import arguments, running, serving
 from .arguments import add_path
 from .kinds import kind
 from .terminal import Failure, complain, printable, table
@@ -22,8 +20,6 @@ FIRST = 3
 
 # A name as long as the kernel allows a path to be, and its NUL.
 _LONGEST_NAME = 4096 + 1
-
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Receive what one sender sends, and list it or become COMMAND."""
-    if args.words is not None and not args.words:
-        args.usage_error("no COMMAND after --")
-    if args.words is not None and not args.words[0]:
-        args.usage_error("the name of COMMAND is empty")
+    running.check(args)
     with ExitStack() as owned:
         with serving.listening(args) as listener:
             fds: list[int] = []
@@ -64,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             table(_description(fd, index, names) for index, fd in enumerate(fds))
             return 0
         words = _filled_in(args.words, len(fds))
-        _become(words, fds, names)
+        running.become(words, dict(enumerate(fds, FIRST)), _environment(names))
 
 
 def _receive(stream: UdStream, args: argparse.Namespace, owned: ExitStack) -> tuple[list[int], list[str]]:
@@ -144,31 +137,10 @@ def _filled_in(words: list[str], count: int) -> list[str]:
     return filled
 
 
-def _become(words: list[str], fds: list[int], names: list[str]) -> NoReturn:
-    """Run the command in this process's place, with *fds* as 3, 4 and so on, and no other but 0, 1, 2."""
-    end = FIRST + len(fds)
-    # Out of the way first: a number that is wanted for one may be that of another.
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, end) for fd in fds]
-    for number, fd in enumerate(moved, FIRST):
-        os.dup2(fd, number)
-    for entry in os.listdir("/dev/fd"):
-        if int(entry) >= end:
-            _close_on_exec(int(entry))
-    os.environ["UDSTREAM_FDS"] = " ".join(str(number) for number in range(FIRST, end))
-    os.environ["UDSTREAM_FDNAMES"] = "\n".join(printable(name) for name in names)
-    # Python ignores these two, and what is ignored stays so in the command, which counts on them.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    try:
-        os.execvp(words[0], words)
-    except FileNotFoundError as error:
-        raise Failure(words[0], error.strerror, _NOT_FOUND) from None
-    except OSError as error:
-        raise Failure(words[0], error.strerror, _NOT_EXECUTABLE) from None
-
-
-def _close_on_exec(fd: int) -> None:
-    try:
-        os.set_inheritable(fd, False)
-    except OSError:
-        return  # it was the one that listed the folder
+def _environment(names: list[str]) -> dict[str, str]:
+    """This process's environment, with the files' numbers and names in it."""
+    return {
+        **os.environ,
+        "UDSTREAM_FDS": " ".join(str(number) for number in range(FIRST, FIRST + len(names))),
+        "UDSTREAM_FDNAMES": "\n".join(printable(name) for name in names),
+    }
