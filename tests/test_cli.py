@@ -36,7 +36,7 @@ from meanwhile import in_thread
 import udstream
 from udstream import UdStream, _platform
 from udstream.cli import COMMANDS, identity, listen, main, relay, serving
-from udstream.cli.terminal import OutputClosed
+from udstream.cli.terminal import Failure, OutputClosed
 
 ROOT = Path(udstream.__file__).parent.parent
 LONG = 60
@@ -1505,10 +1505,11 @@ def test_listen_ends_by_a_signal_that_the_main_thread_does_not_meet(
     assert not path.exists()
 
 
-def test_listen_keep_open_that_nobody_reads_any_more(folder: Path, start: Command) -> None:
+@pytest.mark.parametrize("options", [[], ["--keep-open"], ["--timeout", "60"]])
+def test_listen_that_nobody_reads_any_more(options: list[str], folder: Path, start: Command) -> None:
     """It ends as soon as the reader of stdout has gone, before the words of a client are lost."""
     path = folder / "s"
-    process = start("listen", "--keep-open", path)
+    process = start("listen", *options, path)
     ready(process, path)
     process.stdout.close()
 
@@ -1600,7 +1601,9 @@ def test_listen_echo_serves_all_at_once(folder: Path, start: Command) -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-@pytest.mark.parametrize("args", [["listen"], ["listen", "--echo", "--keep-open"], ["take"]])
+@pytest.mark.parametrize(
+    "args", [["listen"], ["listen", "--echo", "--keep-open"], ["take"], ["take", "--timeout", "60"]]
+)
 def test_listening_interrupted(
     args: list[str], number: int, status: int, folder: Path, start: Command
 ) -> None:
@@ -1645,6 +1648,85 @@ def test_listen_ignored_signal_stays_ignored(folder: Path, start: Command) -> No
     with client(path) as conn:
         conn.sendall(b"alive")
         assert conn.recv(5) == b"alive"
+
+
+@pytest.mark.parametrize(
+    ("args", "command"),
+    [
+        (["listen"], []),
+        (["listen", "--keep-open"], []),
+        (["listen", "--echo"], []),
+        (["listen", "--echo", "--keep-open"], []),
+        (["listen"], ["--", "cat"]),
+        (["listen", "--keep-open"], ["--", "cat"]),
+        (["take"], []),
+        (["take"], ["--", "cat"]),
+    ],
+    ids=" ".join,
+)
+def test_listening_for_so_long(args: list[str], command: list[str], folder: Path) -> None:
+    """--timeout is an end to waiting for a client: one line, status 1, and the socket file goes."""
+    path = folder / "s"
+    done = run(*args, "--quiet", "--timeout", "0.05", path, *command)
+
+    assert done.stderr.decode() == f"udstream: {path}: no client came within 0.05 seconds\n"
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert not path.exists()
+
+
+def test_listening_for_so_long_is_for_the_wait(folder: Path, start: Command) -> None:
+    """Once a client is there it may take as long as it likes; the wait for the next one begins when it has gone."""
+    path = folder / "s"
+    process = start("listen", "--keep-open", "--timeout", "0.5", path)
+    ready(process, path)
+    with client(path) as conn:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.7)
+        conn.sendall(b"one")
+        assert os.read(process.stdout.fileno(), 3) == b"one"
+    assert process.wait(LONG) == 1
+
+
+def test_listening_for_so_long_and_watching_stdout(
+    folder: Path, joined: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait that watches stdout as well is the only one."""
+    with udstream.UdStreamListener.bind(folder / "s") as listener:
+        listener.timeout = 0.01
+        monkeypatch.setattr(udstream.UdStreamListener, "accept", lambda _: pytest.fail("waits again"))
+        with pytest.raises(TimeoutError):
+            relay.accept(listener)
+
+
+def test_listening_for_so_long_and_who_is_refused(
+    pair: tuple[UdStream, UdStream], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is refused does not lengthen the wait; for whoever comes next it begins anew."""
+    now = 0.0
+    refused = [UdStream.pair() for _ in range(2)]
+    welcome = iter([True, False, False])
+
+    def accept(listener: Any) -> UdStream:
+        nonlocal now
+        left.append(listener.timeout)
+        now += 4
+        return listener.accept()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(serving, "monotonic", lambda: now)
+    monkeypatch.setattr(serving, "_may_enter", lambda *_: next(welcome))
+    left: list[float | None] = []
+    listener: Any = Accepting(pair[0], *(stream for stream, _ in refused))
+    args = argparse.Namespace(path="p", timeout=7)
+    come = serving.admitted(listener, args, accept)
+
+    assert next(come) is pair[0]
+    now = 100.0
+    with pytest.raises(Failure, match="no client came within 7 seconds"):
+        next(come)
+    assert left == [7, 7, 3]
+    for _, peer in refused:
+        with peer:
+            assert peer.read(1) == b""
 
 
 def test_listen_quiet(folder: Path, start: Command) -> None:
@@ -1875,6 +1957,7 @@ class Accepting:
 
     def __init__(self, *ends: Any) -> None:
         self.ends = list(ends)
+        self.timeout: float | None = None
 
     def accept(self) -> UdStream:
         end = self.ends.pop(0)
@@ -1887,7 +1970,8 @@ def test_listen_at_any_limit(pair: tuple[UdStream, UdStream], capsys: pytest.Cap
     """Whatever has run out is told once, until somebody comes in again; any other error ends it."""
     errors = [errno.ENFILE, errno.EMFILE, errno.ENOBUFS]
     listener: Any = Accepting(*errors, pair[0], errno.ENOMEM, errno.ENOMEM, pair[1], errno.EINVAL)
-    come = serving.admitted(listener, argparse.Namespace(path="p", allow_user=[], allow_group=[]))
+    args = argparse.Namespace(path="p", allow_user=[], allow_group=[], timeout=None)
+    come = serving.admitted(listener, args, lambda listener: listener.accept())
 
     assert next(come) is pair[0]
     assert capsys.readouterr().err == f"udstream: p: {os.strerror(errno.ENFILE)}\n"

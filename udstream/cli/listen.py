@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve_one(listener: UdStreamListener, args: argparse.Namespace) -> None:
-    with next(serving.admitted(listener, args)) as stream:
+    accept = UdStreamListener.accept if args.echo else relay.accept
+    with next(serving.admitted(listener, args, accept)) as stream:
         # Whoever comes now learns at once that nobody will serve them.
         listener.close()
         if args.echo:
@@ -74,10 +75,8 @@ def _serve_one(listener: UdStreamListener, args: argparse.Namespace) -> None:
 
 
 def _serve_in_turn(listener: UdStreamListener, args: argparse.Namespace) -> None:
-    clients = serving.admitted(listener, args)
-    while True:
-        relay.wait_for_client(listener)
-        with next(clients) as stream:
+    for stream in serving.admitted(listener, args, relay.accept):
+        with stream:
             try:
                 _join(stream, args)
             except OSError as error:

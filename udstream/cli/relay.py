@@ -10,6 +10,7 @@ import signal
 import threading
 
 from .. import Shutdown, UdStream, UdStreamListener
+from .._waiting import timed_out
 from . import arguments
 from .terminal import OutputClosed
 from .threads import start
@@ -78,13 +79,17 @@ def join(stream: UdStream, *, half_close: bool = True, idle: float | None = None
         raise feeder.error
 
 
-def wait_for_client(listener: UdStreamListener) -> None:
-    """Wait until somebody connects; `OutputClosed` as soon as nobody reads stdout."""
+def accept(listener: UdStreamListener) -> UdStream:
+    """As the listener's own, but `OutputClosed` as soon as nobody reads stdout."""
     poller = select.poll()
     poller.register(listener.fileno(), select.POLLIN)
     _watch_output(poller)
-    if STDOUT in dict(poller.poll()):
+    ready = dict(poller.poll(_milliseconds(listener.timeout)))
+    if STDOUT in ready:
         raise OutputClosed
+    if not ready:
+        raise timed_out()
+    return listener.accept()
 
 
 class _Feeder(threading.Thread):
@@ -160,7 +165,7 @@ def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream, idle: float | N
     poller.register(stream.fileno(), select.POLLIN)
     poller.register(wake.fileno(), select.POLLIN)
     _watch_output(poller)
-    pause = None if idle is None else min(idle * 1000, _LONGEST)
+    pause = _milliseconds(idle)
     hearing = feeding = True
     while hearing or feeding:
         ready = dict(poller.poll(None if feeding else pause))
@@ -185,6 +190,11 @@ def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream, idle: float | N
             return
         elif not feeder.is_about_to_end():
             raise OutputClosed
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    """As poll takes it."""
+    return None if seconds is None else min(seconds * 1000, _LONGEST)
 
 
 def _watch_output(poller: select.poll) -> None:

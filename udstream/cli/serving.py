@@ -7,13 +7,15 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 
 from .. import UdStream, UdStreamListener
+from .._waiting import timed_out
 from ..ancillary import peer_groups
 from . import arguments, identity
-from .terminal import complain, note, printable
+from .terminal import Failure, complain, note, printable
 from .threads import start
 
 # The process or the machine is at a limit for the moment; whoever waits in the backlog can wait on.
@@ -52,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, mode: int | None) -> None:
         metavar="N",
         type=arguments.count,
         help="how many may wait to be accepted (default: the most)",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=arguments.seconds,
+        help="how long to wait for a client, each time (default: for ever)",
     )
     parser.add_argument(
         "--quiet", "-q", action="store_true", help="don't say 'listening on PATH' on stderr when ready"
@@ -130,12 +138,25 @@ def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
         os.close(numbers)
 
 
-def admitted(listener: UdStreamListener, args: argparse.Namespace) -> Iterator[UdStream]:
-    """The connections of those who may come in, endlessly; each is the caller's to close."""
+def admitted(
+    listener: UdStreamListener,
+    args: argparse.Namespace,
+    accept: Callable[[UdStreamListener], UdStream] = UdStreamListener.accept,
+) -> Iterator[UdStream]:
+    """
+    The connections of those who may come in, endlessly; each is the caller's to close.
+
+    *accept* is given the listener with its timeout set. `Failure` when nobody has come in for ``--timeout``.
+    """
     told = False
+    since = monotonic()
     while True:
         try:
-            stream = listener.accept()
+            if args.timeout is not None:
+                listener.timeout = _left(args.timeout, since)
+            stream = accept(listener)
+        except TimeoutError:
+            raise Failure(args.path, f"no client came within {args.timeout:g} seconds") from None
         except OSError as error:
             if error.errno not in _SCARCE:
                 raise
@@ -147,8 +168,17 @@ def admitted(listener: UdStreamListener, args: argparse.Namespace) -> Iterator[U
         told = False
         if _may_enter(stream, args):
             yield stream
+            since = monotonic()
         else:
             stream.close()
+
+
+def _left(seconds: float, since: float) -> float:
+    # Whoever is refused does not lengthen the wait.
+    left = since + seconds - monotonic()
+    if left <= 0:
+        raise timed_out()
+    return left
 
 
 def _may_enter(stream: UdStream, args: argparse.Namespace) -> bool:
