@@ -202,9 +202,10 @@ def test_help(command: str) -> None:
     assert done.stderr == b""
 
 
-def test_version() -> None:
-    """--version prints the package's version."""
-    assert run("--version").stdout.decode() == f"udstream {udstream.__version__}\n"
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(option: str) -> None:
+    """--version, or -V, prints the package's version."""
+    assert run(option).stdout.decode() == f"udstream {udstream.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,12 @@ def test_version() -> None:
         ["listen", "--mode", "0600", "@abstract"],
         ["listen", "--mode", "rw", "p"],
         ["listen", "--mode", "7777", "p"],
+        *(
+            ["listen", "--mode", mode, "p"]
+            for mode in ("0o600", " 600 ", "6_0_0", "+600", "-0", "00600", "", "\N{ARABIC-INDIC DIGIT THREE}")
+        ),
+        ["listen", "--allow-user", "4294967295", "p"],
+        ["listen", "--allow-group", "4294967295", "p"],
         ["listen", "--allow-user", "no-such-user", "p"],
         ["listen", "--allow-group", "no-such-group", "p"],
         ["listen", "--backlog", "-1", "p"],
@@ -269,7 +276,7 @@ def test_nobody_there(command: list[str], what: str, folder: Path) -> None:
 
     reason = {
         "missing": "No such file or directory",
-        "stale": "Connection refused: nobody listens on it any more",
+        "stale": "Connection refused: nobody listens on it",
         "file": "Connection refused: it is a file, and no socket",
     }[what]
     assert done.stderr.decode() == f"udstream: {path}: {reason}\n"
@@ -284,6 +291,59 @@ def test_listen_where_something_else_is(folder: Path) -> None:
         == f"udstream: {folder}: Address already in use: it is a directory, and no socket\n"
     )
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("where", ["socket", "file", "nowhere"])
+def test_listen_where_a_symbolic_link_is(where: str, folder: Path, server: socket.socket) -> None:
+    """A symbolic link is never replaced, wherever it leads, and the error says so."""
+    (folder / "file").touch()
+    link = folder / "link"
+    link.symlink_to({"socket": "s", "file": "file", "nowhere": "nowhere"}[where])
+    done = run("listen", link)
+
+    assert done.stderr.decode() == (
+        f"udstream: {link}: Address already in use: it is a symbolic link, and one is never replaced\n"
+    )
+    assert done.returncode == 1
+    assert link.is_symlink()
+
+
+def test_connect_through_a_symbolic_link(folder: Path) -> None:
+    """A client's error is about what the link leads to."""
+    (folder / "file").touch()
+    (folder / "link").symlink_to("file")
+
+    assert run("connect", folder / "link").stderr.endswith(b": it is a file, and no socket\n")
+
+
+@pytest.mark.parametrize(
+    "command", [["connect"], ["who"], ["pass", os.devnull]], ids=lambda command: command[0]
+)
+@pytest.mark.parametrize("type_", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_a_socket_of_another_kind(command: list[str], type_: int, folder: Path) -> None:
+    """Where a socket is no stream socket, the error says so."""
+    with socket.socket(socket.AF_UNIX, type_) as other:
+        other.bind(str(folder / "s"))
+        if type_ == socket.SOCK_SEQPACKET:
+            other.listen()
+        done = run(command[0], folder / "s", *command[1:])
+
+    reason = "it is a datagram or seqpacket socket, and udstream speaks to stream sockets"
+    assert done.stderr.decode() == f"udstream: {folder}/s: {os.strerror(errno.EPROTOTYPE)}: {reason}\n"
+    assert done.returncode == 1
+
+
+def test_the_error_of_another_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said of a socket is not said of a file that fails in the same way, as one on a network may."""
+
+    def fail(name: str, _flags: int) -> int:
+        raise TimeoutError(errno.ETIMEDOUT, "timed out", name)
+
+    monkeypatch.setattr(os, "open", fail)
+    assert main(["pass", str(folder / "s"), "far"]) == 1
+    assert capsys.readouterr().err == "udstream: far: timed out\n"
 
 
 def test_a_command_without_the_dashes_before_it() -> None:
@@ -323,6 +383,7 @@ def test_a_path_that_looks_like_an_option(folder: Path) -> None:
         (["--mode", "999", "in.sock"], b"'999' is no octal mode such as 0600 or 660"),
         (["--mode", "1777", "in.sock"], b"'1777' is no octal mode such as 0600 or 660"),
         (["--allow-group", "no-such", "in.sock"], b"no group is called 'no-such'"),
+        (["--allow-user", "4294967295", "in.sock"], b"above 4294967294, the highest number of a user"),
         ([""], b"argument PATH: the path of a Unix socket is empty"),
         (["--backlog", "-1", "in.sock"], b"'-1' is not 0, 1, 2 or another whole number"),
     ],
@@ -347,7 +408,7 @@ def test_error_is_one_line(folder: Path) -> None:
     """A path with a newline or an escape in it cannot make an error look like two, or command the terminal."""
     done = run("connect", folder / "a\nb\x1b[2J\udcff")
 
-    assert done.stderr.decode() == f"udstream: {folder}/a\\nb\\x1b[2J\\udcff: No such file or directory\n"
+    assert done.stderr.decode() == f"udstream: {folder}/a\\nb\\x1b[2J\\xff: No such file or directory\n"
 
 
 def test_only_the_command_asked_for_is_imported(folder: Path) -> None:
@@ -376,7 +437,7 @@ def test_error_of_an_abstract_name(
     for name in (f"@{folder.name}", f"@{folder.name}\0x"):
         assert main(["connect", name]) == 1
         shown = name.replace("\0", r"\x00")
-        assert capsys.readouterr().err == f"udstream: {shown}: Connection refused\n"
+        assert capsys.readouterr().err == f"udstream: {shown}: Connection refused: nobody listens on it\n"
 
 
 def test_what_a_platform_lacks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -880,7 +941,9 @@ def test_timeout(command: list[str], folder: Path) -> None:
         done = run(command[0], "--timeout", "0.2", folder / "s", *command[1:])
 
     assert done.returncode == 1
-    assert re.fullmatch(rf"udstream: {folder}/s: .*timed out\n", done.stderr.decode())
+    assert done.stderr.decode() == (
+        f"udstream: {folder}/s: timed out: the server has no room for another client\n"
+    )
 
 
 @pytest.mark.parametrize("command", [["connect"], ["pass", os.devnull]], ids=lambda command: command[0])
@@ -2518,6 +2581,7 @@ def test_names_for_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number without a name stands for itself; a program that we may not see has the name it gave itself."""
     assert identity.user(4_000_000_001) == "uid 4000000001"
     assert identity.group(4_000_000_001) == "gid 4000000001"
+    assert identity.user_number("4294967294") == identity.group_number("4294967294") == 2**32 - 2
     for user in pwd.getpwall():
         assert identity.user_number(user.pw_name) == pwd.getpwnam(user.pw_name).pw_uid
     if LINUX:
@@ -2588,7 +2652,7 @@ def test_take_prints_no_control_characters(folder: Path, start: Command) -> None
         socket.send_fds(conn, [b"a\n9 \x1b[2J\xff\0"], [null.fileno()])
 
     out = process.stdout.read().decode()
-    assert out.startswith("1  a\\n9 \\x1b[2J\\udcff  character device")
+    assert out.startswith("1  a\\n9 \\x1b[2J\\xff  character device")
     assert out.count("\n") == 1
 
 
@@ -2999,6 +3063,18 @@ def test_doctor() -> None:
         assert answers["mode before bind"] == answers["MSG_CMSG_CLOEXEC"] == "yes"
         assert answers["half-close"] == answers["no SIGPIPE"] == answers["shutdown of a listener"] == "yes"
         assert answers["peer credentials"] == answers["credentials by message (SO_PASSCRED)"] == "yes"
+
+
+@needs_linux
+def test_doctor_in_a_deep_folder(folder: Path) -> None:
+    """What the kernel can do is found out however long the name of the temporary folder is."""
+    deep = folder / ("d" * 200)
+    deep.mkdir()
+    done = subprocess.run(
+        words("doctor"), env={**environment(), "TMPDIR": str(deep)}, capture_output=True, timeout=LONG
+    )
+
+    assert re.search(rb"mode before bind +yes +a mode given", done.stdout)
 
 
 def test_doctor_in_this_process() -> None:

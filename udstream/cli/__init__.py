@@ -69,7 +69,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog="'udstream COMMAND --help' says more about each.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", "-V", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # No option before the command takes a value, so the first word that is none is the command.
     wanted = next((word for word in argv if not word.startswith("-")), None)
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failure.status
     except OSError as error:
         subject = _path(args) if error.filename is None else error.filename or "''"
-        complain(subject, _reason(error))
+        complain(subject, _reason(error, str(args.path if "path" in args else "")))
         return ERROR
     except NotImplementedError as error:
         complain(_path(args), error)
@@ -137,20 +137,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         give_up_the_rest()
 
 
-def _reason(error: OSError) -> object:
-    """What the system says, and why it says so of a path where no server is."""
+def _reason(error: OSError, path: str) -> object:
+    """What the system says, and why it says so of *path* where no server is, or none for us."""
     reason = error.strerror or error
-    path = error.filename
-    if error.errno in (errno.ECONNREFUSED, errno.EADDRINUSE) and isinstance(path, str) and path[:1] != "@":
-        try:
-            mode = os.stat(path).st_mode
-        except OSError:
-            return reason  # it has just gone, say
-        if not stat.S_ISSOCK(mode):
-            return f"{reason}: it is a {kind(mode)}, and no socket"
-        if error.errno == errno.ECONNREFUSED:
-            return f"{reason}: nobody listens on it any more"
-    return reason
+    cause = _cause(error.errno, path) if error.filename == path else ""
+    return f"{reason}: {cause}" if cause else reason
+
+
+def _cause(number: int | None, path: str) -> str:
+    if number == errno.ETIMEDOUT:
+        return "the server has no room for another client"
+    if number == errno.EPROTOTYPE:
+        return "it is a datagram or seqpacket socket, and udstream speaks to stream sockets"
+    if number not in (errno.ECONNREFUSED, errno.EADDRINUSE):
+        return ""
+    nobody = "nobody listens on it" if number == errno.ECONNREFUSED else ""
+    if path.startswith("@"):
+        return nobody
+    try:
+        # A listener looks at what lies there itself, and a client at what a symbolic link leads to.
+        mode = os.stat(path, follow_symlinks=number == errno.ECONNREFUSED).st_mode
+    except OSError:
+        return ""  # it has just gone, say
+    if stat.S_ISLNK(mode):
+        return "it is a symbolic link, and one is never replaced"
+    return nobody if stat.S_ISSOCK(mode) else f"it is a {kind(mode)}, and no socket"
 
 
 def _path(args: argparse.Namespace) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 
 from ..address import UdSocketPath
 
@@ -29,13 +30,9 @@ def seconds(text: str) -> float:
 
 def mode(text: str) -> int:
     """A file's mode in octal, as chmod takes it."""
-    try:
-        value = int(text, 8)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 0o777:
+    if not re.fullmatch("0?[0-7]{1,3}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no octal mode such as 0600 or 660")
-    return value
+    return int(text, 8)
 
 
 def count(text: str) -> int:

@@ -10,6 +10,11 @@ from .arguments import add_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to connect to, and how to converse."""
+    parser.epilog = (
+        "'echo PING | udstream connect --wait 5 app.sock' says one thing and prints the answer. When stdin ends, the "
+        "connection is half-closed: the server reads end of file and can still answer. One that takes this for a "
+        "client that has gone needs --no-shutdown; one that keeps the connection, --idle."
+    )
     add_path(parser)
     connecting.add_arguments(parser)
     relay.add_arguments(parser)

@@ -158,7 +158,6 @@ class _Server(threading.Thread):
                         file.write(_described(peer) + "\n")
                     else:
                         file.write(line.upper())
-                    file.flush()
 
 
 def _described(peer: Credentials) -> str:

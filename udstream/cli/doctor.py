@@ -24,9 +24,8 @@ from ..ancillary import (
 )
 from .terminal import flush_output, printable, say, table, version
 
-# Python has no name for these yet; the numbers are those of most of Linux's architectures.
+# Python has no name for it yet; the number is that of most of Linux's architectures.
 SO_PASSPIDFD = getattr(socket, "SO_PASSPIDFD", 76)
-SCM_PIDFD = getattr(socket, "SCM_PIDFD", 4)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +106,20 @@ def _mode(folder: Path) -> str:
             os.fchmod(plain.fileno(), 0o600)
         except OSError as error:
             return f"by other means: a socket takes no mode before bind ({error.strerror})"
-        plain.bind(bytes(before))
+        _bind_by_a_short_name(plain, before)
         if stat.S_IMODE(before.stat().st_mode) & 0o077:
             return "by other means: a mode given before bind has no effect"
     return "a mode given to the socket before bind holds from the first instant"
+
+
+def _bind_by_a_short_name(plain: socket.socket, path: Path) -> None:
+    # The temporary folder's own may be longer than the kernel's structure.
+    held = os.open(path.parent, _platform.HOLD_FOLDER)
+    try:
+        through = Path("/proc/self/fd", str(held))
+        plain.bind(bytes(through / path.name if through.exists() else path))
+    finally:
+        os.close(held)
 
 
 def _credentials(folder: Path) -> str:
@@ -164,7 +173,11 @@ def _passpidfd(folder: Path) -> str:
         there.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
         here.send(b"x")
         _, cmsgs, _, _ = there.recvmsg(1, socket.CMSG_SPACE(4))
-    fds = [int.from_bytes(data, sys.byteorder, signed=True) for _, kind, data in cmsgs if kind == SCM_PIDFD]
+    fds = [
+        int.from_bytes(data, sys.byteorder, signed=True)
+        for _, kind, data in cmsgs
+        if kind == _platform.SCM_PIDFD
+    ]
     for fd in fds:
         if fd >= 0:
             os.close(fd)

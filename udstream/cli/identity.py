@@ -9,6 +9,9 @@ import pwd
 
 from .terminal import printable
 
+# The kernel has 32 bits for each, all of them set for none.
+_HIGHEST = 2**32 - 2
+
 
 def user(uid: int) -> str:
     """``name (uid 0)``, or ``uid 0`` where nobody has that number."""
@@ -58,4 +61,6 @@ def group_number(text: str) -> int:
 def _number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"no {what} is called {text!r}")
+    if int(text) > _HIGHEST:
+        raise argparse.ArgumentTypeError(f"{text} is above {_HIGHEST}, the highest number of a {what}")
     return int(text)

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the connection as its stdin and stdout; UDSTREAM_PEER_PID, UDSTREAM_PEER_UID and UDSTREAM_PEER_GID tell it "
         "who the client is."
     )
+    parser.epilog = (
+        "'udstream listen --keep-open upper.sock -- tr a-z A-Z' is a service; 'udstream listen talk.sock' and 'udstream "
+        "connect talk.sock' are two ends of a conversation. When stdin ends, the connection is half-closed: the client "
+        "reads end of file and can still be heard."
+    )
     add_path(parser)
     parser.add_argument(
         "--echo", action="store_true", help="send back what comes, instead of using stdin and stdout"

@@ -11,11 +11,9 @@ import argparse
 import os
 from contextlib import ExitStack
 
+from ..ancillary import MAX_FDS
 from . import connecting
 from .arguments import add_path
-
-# The most that the kernel takes with one message.
-AT_ONCE = 253
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as opened:
         fds = [_open(name, args.write, opened) for name in args.files]
         with connecting.connected(args) as stream:
-            for start in range(0, len(fds), AT_ONCE):
-                names = args.files[start : start + AT_ONCE]
+            for start in range(0, len(fds), MAX_FDS):
+                names = args.files[start : start + MAX_FDS]
                 payload = b"".join(os.fsencode(name) + b"\0" for name in names)
-                stream.send_fds(payload, fds[start : start + AT_ONCE])
+                stream.send_fds(payload, fds[start : start + MAX_FDS])
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import threading
@@ -14,12 +13,10 @@ from time import monotonic
 from .. import UdStream, UdStreamListener
 from .._waiting import timed_out
 from ..ancillary import peer_groups
+from ..listener import _EXHAUSTED
 from . import arguments, identity
 from .terminal import Failure, complain, note, printable
 from .threads import start
-
-# The process or the machine is at a limit for the moment; whoever waits in the backlog can wait on.
-_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, mode: int | None) -> None:
@@ -158,9 +155,9 @@ def admitted(
         except TimeoutError:
             raise Failure(args.path, f"no client came within {args.timeout:g} seconds") from None
         except OSError as error:
-            if error.errno not in _SCARCE:
+            if error.errno not in _EXHAUSTED:
                 raise
-            # The listener itself sees to it that this loop does not spin.
+            # Whoever waits in the backlog can wait on, and the listener itself sees to it that this loop does not spin.
             if not told:
                 complain(args.path, error.strerror)
             told = True

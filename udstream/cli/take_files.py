@@ -10,6 +10,7 @@ import stat
 from contextlib import ExitStack
 
 from .. import UdStream
+from ..ancillary import MAX_FDS
 from . import arguments, running, serving
 from .arguments import add_path
 from .kinds import kind
@@ -66,7 +67,7 @@ def _receive(stream: UdStream, args: argparse.Namespace, owned: ExitStack) -> tu
     payload = bytearray()
     buffer = memoryview(bytearray(64 * 1024))
     while True:
-        room = 253 if args.max is None else min(253, args.max - len(fds))
+        room = MAX_FDS if args.max is None else min(MAX_FDS, args.max - len(fds))
         received = stream.recv_ancillary(buffer, max_fds=room)
         # Not enter_context(), for which Python 3.15 imports a module, when there may be no descriptor left to do it with.
         owned.callback(received.fds.close)

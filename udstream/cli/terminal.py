@@ -27,13 +27,19 @@ class Failure(Exception):
 
 def printable(text: object) -> str:
     r"""
-    *text* in one line, with what is not printable as an escape (``\n``, ``\x1b``).
+    *text* in one line, with what is not printable, or was no UTF-8, as an escape (``\n``, ``\x1b``, ``\xff``).
 
     Names come from other processes, and could otherwise command the terminal or fake a line.
     """
     if isinstance(text, bytes):
         text = os.fsdecode(text)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return "".join(c if c.isprintable() else _escape(c) for c in str(text))
+
+
+def _escape(character: str) -> str:
+    # What stands for a byte that could not be decoded is that byte again.
+    byte = ord(character) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(character)[1:-1]
 
 
 def say(line: str = "") -> None:
