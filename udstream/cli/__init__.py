@@ -32,6 +32,7 @@ from .terminal import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -55,6 +56,17 @@ RUNNING = ("listen", "take")
 OK, ERROR, USAGE, INTERRUPTED, OUTPUT_CLOSED = 0, 1, 2, 130, 141
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse takes stdout where there is no stderr, and before Python 3.11 minds that nobody is left to be told.
+        if sys.stderr is not None:
+            try:
+                super().error(message)
+            except OSError:
+                pass
+        raise SystemExit(USAGE)
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> None:
         say(f"udstream {version()}")
@@ -62,7 +74,7 @@ class _Version(argparse.Action):
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="udstream",
         description="Unix domain sockets as files. A PATH that begins with @ is a name in Linux's abstract "
         "namespace; ./@name is a file.",
