@@ -951,14 +951,15 @@ def test_wait(command: list[str], before: str, folder: Path, start: Command) -> 
     with socket.socket(socket.AF_UNIX) as late:
         if before == "stale":
             late.bind(str(path))
-        process = start(command[0], "--wait", LONG, path, *command[1:])
+        process = start(command[0], "--wait", LONG, path, *command[1:], stdin=subprocess.DEVNULL)
         # It has tried, and will again.
         eventually(lambda: not LINUX or asleep(process.pid))
         if before == "missing":
             late.bind(str(path))
         late.listen()
         late.settimeout(LONG)
-        accept(late).close()
+        with accept(late) as conn:
+            receive_all(conn)
         assert process.wait(LONG) == 0
     assert process.stderr.read() == b""
 
@@ -1186,7 +1187,10 @@ def feeders() -> list[threading.Thread]:
 
 
 @pytest.mark.usefixtures("no_endless_wait")
-def test_join_ends_a_send_that_nobody_reads(pair: tuple[UdStream, UdStream], joined: tuple[int, int]) -> None:
+@pytest.mark.parametrize("stdin_ends", [False, True])
+def test_join_ends_a_send_that_nobody_reads(
+    stdin_ends: bool, pair: tuple[UdStream, UdStream], joined: tuple[int, int]
+) -> None:
     """The end of a conversation ends both threads of it, also one that is blocked in sending."""
     stream, _ = pair
     stdin, stdout = joined
@@ -1195,6 +1199,8 @@ def test_join_ends_a_send_that_nobody_reads(pair: tuple[UdStream, UdStream], joi
 
     def leave() -> None:
         eventually(lambda: waiting_to_be_read(stdin) == 0)
+        if stdin_ends:
+            os.close(stdin)
         os.close(stdout)
 
     with in_thread(leave), pytest.raises(OutputClosed):
@@ -1316,18 +1322,18 @@ def test_join_gives_stdin_a_moment_to_end(
     """An end of stdin that is there, and was not read yet, is one, for a reader of stdout that was quicker."""
     stdin, stdout = joined
     waited_for = threading.Event()
-    read, join = os.read, relay._Feeder.join
+    read, has_news_soon = os.read, relay._has_news_soon
 
     def late(fd: int, count: int) -> bytes:
         assert fd != relay.STDIN or waited_for.wait(LONG)
         return read(fd, count)
 
-    def told(feeder: relay._Feeder, timeout: float | None = None) -> None:
+    def told(poller: select.poll) -> bool:
         waited_for.set()
-        join(feeder, timeout)
+        return has_news_soon(poller)
 
     monkeypatch.setattr(os, "read", late)
-    monkeypatch.setattr(relay._Feeder, "join", told)
+    monkeypatch.setattr(relay, "_has_news_soon", told)
     os.close(stdin)
     os.close(stdout)
 
@@ -1335,26 +1341,69 @@ def test_join_gives_stdin_a_moment_to_end(
 
 
 @pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize("last", [b"", b"x"])
+def test_join_looks_again_at_the_peer(
+    last: bytes, pair: tuple[UdStream, UdStream], joined: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes while stdin may be about to end is seen at once: a word that is lost, or the end."""
+    stream, peer = pair
+    stdin, stdout = joined
+    has_news_soon = relay._has_news_soon
+    answers: list[bool] = []
+    fill(stream)
+    os.write(stdin, b"x")
+
+    def leave() -> None:
+        # It is about to be sent, and cannot be.
+        eventually(lambda: waiting_to_be_read(stdin) == 0)
+        os.close(stdin)
+        os.close(stdout)
+
+    def asked(poller: select.poll) -> bool:
+        if last:
+            peer.write(last)
+        else:
+            peer.close()
+        answers.append(has_news_soon(poller))
+        return answers[-1]
+
+    monkeypatch.setattr(relay, "_has_news_soon", asked)
+    with in_thread(leave), pytest.raises(OutputClosed if last else (BrokenPipeError, ConnectionResetError)):
+        relay.join(stream)
+    assert answers == [True]
+
+
+class Polls:
+    """What takes the place of the module `select`, and notes for how long each poll waits."""
+
+    POLLIN = select.POLLIN
+
+    def __init__(self) -> None:
+        self.timeouts: list[float | None] = []
+
+    def poll(self) -> Any:
+        poller = select.poll()
+
+        def poll(timeout: float | None = None) -> list[tuple[int, int]]:
+            self.timeouts.append(timeout)
+            return poller.poll(timeout)
+
+        return argparse.Namespace(
+            register=poller.register, unregister=poller.unregister, modify=poller.modify, poll=poll
+        )
+
+
 def test_join_gives_no_moment_to_a_silent_stdin(
     pair: tuple[UdStream, UdStream], joined: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where stdin has nothing, and no end, nothing is waited for once the reader of stdout has gone."""
-    stream, peer = pair
-    peer.set_nonblocking(True)
-    join = relay._Feeder.join
-    seen: list[bytes | None] = []
-
-    def told(feeder: relay._Feeder, timeout: float | None = None) -> None:
-        # None while the conversation goes on.
-        seen.append(peer.read(1))
-        join(feeder, timeout)
-
-    monkeypatch.setattr(relay._Feeder, "join", told)
+    polls = Polls()
+    monkeypatch.setattr(relay, "select", polls)
     os.close(joined[1])
 
     with pytest.raises(OutputClosed):
-        relay.join(stream)
-    assert seen == [b""]
+        relay.join(pair[0])
+    assert set(polls.timeouts) <= {None, 0}
 
 
 @pytest.mark.usefixtures("no_endless_wait")

@@ -135,14 +135,6 @@ class _Feeder(threading.Thread):
                 return
             self.stream.write_all(data)
 
-    def is_about_to_end(self) -> bool:
-        """Whether it ends within a moment, since stdin is at its end and only has to be read."""
-        poller = select.poll()
-        poller.register(STDIN, select.POLLIN)
-        if poller.poll(0):
-            self.join(1)
-        return not self.is_alive()
-
 
 def _shutdown(stream: UdStream, how: Shutdown) -> None:
     try:
@@ -188,8 +180,19 @@ def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream, idle: float | N
             return
         elif not feeding:
             return
-        elif not feeder.is_about_to_end():
+        elif not _has_news_soon(poller):
             raise OutputClosed
+
+
+def _has_news_soon(poller: select.poll) -> bool:
+    """Whether stdin has something, which may be its end, and something other than stdout is ready because of it."""
+    stdin = select.poll()
+    stdin.register(STDIN, select.POLLIN)
+    poller.unregister(STDOUT)
+    try:
+        return bool(stdin.poll(0) and poller.poll(1000))
+    finally:
+        _watch_output(poller)
 
 
 def _milliseconds(seconds: float | None) -> float | None:
