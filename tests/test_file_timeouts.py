@@ -279,6 +279,26 @@ def test_readinto1_with_much_room_loses_nothing(mode: str, buffering: int, endin
             assert file.readline() == b"three\n"
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1), (1, 2), (3,), (1, -1)])
+@pytest.mark.parametrize("mode", ["r", "rw"])
+@pytest.mark.parametrize("method", ["read", "readline"])
+def test_a_line_end_that_is_read_in_parts_and_wholly(method: str, mode: str, sizes: tuple[int, ...]) -> None:
+    """Once all of a line is read, in whatever pieces, a timeout loses nothing, and the file goes on."""
+    with conversation(mode, newline="\r\n", encoding="utf-8") as (file, theirs):
+        theirs.sendall(b"a\r\n")
+        pieces = [file.readline() if size < 0 else getattr(file, method)(size) for size in sizes]
+        assert "".join(pieces) == "a\r\n"
+        with pytest.raises(TimeoutError):
+            file.readline()
+        theirs.sendall(b"b\rc\r\n")
+        assert file.read(2) == "b\r"
+        assert next(iter(file)) == "c\r\n"
+        with pytest.raises(TimeoutError):
+            file.readline()
+        theirs.sendall(b"next\r\n")
+        assert file.readline() == "next\r\n"
+
+
 @pytest.mark.parametrize("newline", ["", "\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mode", ["r", "rw"])
 @pytest.mark.parametrize("method", ["read", "readline"])

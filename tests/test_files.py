@@ -1246,7 +1246,7 @@ class Stopped:
         count: int = self._sock.send(data[:3], flags)
         return count
 
-    def for_one_call(self) -> Any:
+    def for_one_call(self, begun: float | None) -> Any:
         return self
 
     @property

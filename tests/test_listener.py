@@ -26,7 +26,7 @@ from fakes import in_place_of_the_kernel
 from meanwhile import PATIENCE, blocked_in, in_thread, on_alarm
 from real import environment
 
-from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener, _csocket, _waiting
+from udstream import Shutdown, UdSocketPath, UdStream, UdStreamListener, _activation, _waiting
 from udstream import listener as listener_module
 
 
@@ -912,12 +912,10 @@ def test_a_takeover_that_fails(address: str, made: str, monkeypatch: pytest.Monk
         else:
             monkeypatch.setattr(listener_module, "_Turn", fail)
 
-        def one(*, listening: bool) -> list[Any]:
-            socks: list[Any] = []
-            _csocket.adopt(socks, sock.fileno(), listening=listening)
-            return [(socks[0], None)]
-
-        monkeypatch.setattr(listener_module, "inherited_sockets", one)
+        monkeypatch.setattr(_activation, "_FIRST", sock.fileno())
+        passed = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+        for name, value in passed.items():
+            monkeypatch.setenv(name, value)
         makers: dict[str, Callable[[], object]] = {
             "from_fd": lambda: UdStreamListener.from_fd(sock.fileno()),
             "from_socket": lambda: UdStreamListener.from_socket(sock),
@@ -928,6 +926,7 @@ def test_a_takeover_that_fails(address: str, made: str, monkeypatch: pytest.Monk
         gc.collect()
         os.fstat(sock.fileno())
         assert sock.gettimeout() == 1
+        assert {name: os.environ.get(name) for name in passed} == passed
 
 
 def test_from_fd_of_nothing() -> None:

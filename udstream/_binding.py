@@ -50,6 +50,9 @@ class Access:
         return self.mode is None and self.uid == self.gid == _UNCHANGED
 
 
+_LAST = (-1,)
+
+
 class Claim:
     """
     A name in a folder that this process gave to a socket; it holds the folder until it is dropped.
@@ -64,9 +67,9 @@ class Claim:
         self.name = name
         self._pid = os.getpid()
         self._inode: tuple[int, int] | None = None
-        # In a list, because pop() is one step for threads and signal handlers: the descriptor is closed once.
+        # In a list, into which it is opened, and out of which it is closed, in one step for threads and signal handlers.
         self._folder: list[int] = []
-        self._folder.append(os.open(folder, _platform.HOLD_FOLDER))
+        self._folder.extend(map(os.open, (folder,), (_platform.HOLD_FOLDER,)))
 
     @property
     def folder(self) -> int:
@@ -85,28 +88,27 @@ class Claim:
     def drop(self) -> None:
         """Let go of the folder, and leave the file."""
         if self._folder:
-            os.close(self._folder.pop())
+            any(map(os.close, map(self._folder.pop, _LAST)))
 
     def remove(self) -> None:
         """Remove the file, if it is still ours, and let go of the folder."""
-        try:
-            folder = self._folder.pop()
-        except IndexError:
+        if not self._folder:
             return
         try:
             if self._pid == os.getpid() and self.is_ours(
-                os.stat(self.name, dir_fd=folder, follow_symlinks=False)
+                os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
             ):
-                os.unlink(self.name, dir_fd=folder)
+                os.unlink(self.name, dir_fd=self.folder)
         except OSError as error:
             # It is gone, or this process has given up the right to remove it. Closing goes on.
             if not _csocket.from_system(error):
                 raise
         finally:
-            os.close(folder)
+            self.drop()
 
     def __del__(self) -> None:
-        self.drop()
+        if hasattr(self, "_folder"):
+            self.drop()
 
 
 def bind(sock: CSocket, address: UdSocketPath, access: Access, *, reclaim_stale: bool) -> Claim:

@@ -29,8 +29,8 @@ class CollectingSocket(Around):
         # In a list, which those for one call share.
         self._offset = offset
 
-    def for_one_call(self) -> CollectingSocket:
-        return CollectingSocket(for_one_call(self.sock), self._collected, self._offset)
+    def for_one_call(self, begun: float | None = None) -> CollectingSocket:
+        return CollectingSocket(for_one_call(self.sock, begun), self._collected, self._offset)
 
     def deadline(self) -> float | None:
         return self.sock.deadline() if isinstance(self.sock, Around) else None

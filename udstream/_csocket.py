@@ -51,14 +51,17 @@ def from_system(error: BaseException) -> bool:
     """
     Whether the system said so, and not a signal's handler that Python ran as the call was interrupted or returned.
 
-    A handler may raise whatever it likes, a `TimeoutError` most of all; nobody but the caller may act on that.
+    A handler may raise whatever it likes, a `TimeoutError` most of all; nobody but the caller may act on that. All
+    code that a system's error comes through is ours; and the system gives it a number.
     """
+    if isinstance(error, OSError) and error.errno is None:
+        return False
     traceback = error.__traceback__
-    if traceback is None:
-        return True
-    while traceback.tb_next is not None:
+    while traceback is not None:
+        if traceback.tb_frame.f_globals.get("__package__") != __package__:
+            return False
         traceback = traceback.tb_next
-    return traceback.tb_frame.f_globals.get("__package__") == __package__
+    return True
 
 
 def create(kind: int = _socket.SOCK_STREAM) -> CSocket:

@@ -22,6 +22,7 @@ import sys
 from _socket import MSG_DONTWAIT
 from _thread import RLock, get_ident
 from itertools import repeat, starmap
+from time import monotonic
 
 from ._csocket import CSocket, from_system
 from ._platform import MSG_NOSIGNAL, SENT_WHOLE, sent_whole
@@ -67,9 +68,9 @@ class Sink:
         "_skip",
         "_whole",
         "_writer",
+        "begun",
         "closed",
         "kept",
-        "one_call",
         "raw",
         "source",
         "unsent",
@@ -98,8 +99,8 @@ class Sink:
         self._room = -1
         # How much of what the layer above will hand over again was sent before an exception.
         self._skip = 0
-        # For a call that may send several times: what has the deadline for all of them.
-        self.one_call: Any = None
+        # When the call of the file's began that may send several times, and has one deadline for all of them.
+        self.begun: float | None = None
         self._lock = RLock()
         # Whether a thread that has the lock is sending: a signal handler in it has the lock as well.
         self._sending = False
@@ -124,10 +125,14 @@ class Sink:
 
     def write(self, data: Any) -> int:
         """Send *data*; what cannot be sent now is kept, and must be gone before more is taken."""
-        with self._lock:
-            if self._chunks:
-                self.drain()
-            if self._skip:
+        skip = 0
+        taken: list[int] = []
+        try:
+            with self._lock:
+                sock = None
+                if self._chunks:
+                    sock = self._for_one_call()
+                    self.drain(sock)
                 if self._skip < 0:
                     raise OSError(
                         errno.EIO,
@@ -135,8 +140,15 @@ class Sink:
                         "whether this is the rest of it",
                     )
                 skip, self._skip = self._skip, 0
-                return skip + self._send_or_keep(data[skip:])
-            return self._send_or_keep(data)
+                taken.extend(map(self._send_or_keep, (data[skip:] if skip else data,), (sock,)))
+        except BaseException as error:
+            if taken:
+                # As the lock was given back.
+                self._keep_in_spite_of(error, data, skip + taken[0])
+            elif self._skip >= 0:
+                self._skip += skip
+            raise
+        return skip + taken[0]
 
     # --- what files ask ---
 
@@ -189,9 +201,9 @@ class Sink:
                     done: list[int] = []
                     try:
                         sock = sock or self._for_one_call()
-                        done.extend(map(send_all, (sock,), (data,)))
+                        send_all(sock, data, done)
                     except BaseException as error:
-                        chunks[0] = data[sum(done) or getattr(error, "nbytes", 0) :]
+                        chunks[0] = data[sum(done) :]
                         if isinstance(error, BlockingIOError) and from_system(error):
                             # As io has it for its buffers: the 0 is how much was taken of what is being written.
                             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), 0) from None
@@ -222,7 +234,7 @@ class Sink:
                     self._room = -1
                     self.unsent = False
                     if self._writer is not None:
-                        self._empty_text_layer()
+                        self._empty_text_layer(self._writer)
                     if self._send_now():
                         self.unsent = True
                         return True
@@ -261,7 +273,7 @@ class Sink:
 
     # --- inside ---
 
-    def _empty_text_layer(self) -> None:
+    def _empty_text_layer(self, writer: io.TextIOWrapper) -> None:
         """Have what the text layer holds written here; only a text sink is under one."""
         raise NotImplementedError
 
@@ -272,15 +284,17 @@ class Sink:
         count = len(data)
         if not count:
             return 0
+        sock = None
         if self._chunks and self._room < count and not self._sending:
-            self.drain()
+            sock = self._for_one_call()
+            self.drain(sock)
         if not self._chunks:
             self._room = self._limit
         self._chunks.append(data)
         self._something_to_send()
         self._room -= count
         if self._room <= 0 and not self._sending:
-            self._try_to_drain()
+            self._try_to_drain(sock)
         return count
 
     def _raise_excuse(self) -> None:
@@ -356,18 +370,21 @@ class Sink:
         data = chunks[0]
         if self._whole == SENT_WHOLE:
             self._whole = sent_whole(sock)
+        size = len(data)
         sent: list[int] = []
         try:
             keep(sock, sent, "send", data, _NOW)
         finally:
-            if sum(sent) == len(data):
-                del chunks[0]
-            else:
-                chunks[0] = data[sum(sent) :]
-        return sum(sent) == len(data)
+            # Without a call, after which a handler might raise.
+            for count in sent:
+                if count == size:
+                    del chunks[0]
+                else:
+                    chunks[0] = data[count:]
+        return sent[0] == size
 
     def _for_one_call(self) -> Any:
-        return self.one_call or for_one_call(self.raw._sock)
+        return for_one_call(self.raw._sock, self.begun)
 
     def _try_to_drain(self, sock: Any = None) -> None:
         try:
@@ -378,17 +395,22 @@ class Sink:
             if isinstance(error, ConnectionError) or not from_system(error):
                 raise
 
-    def _send_or_keep(self, data: Any) -> int:
+    def _send_or_keep(self, data: Any, sock: Any = None) -> int:
+        """Send *data*, by *sock* if the call has a deadline already; keep what cannot be sent now."""
         count = len(data)
         if not count:
             return 0  # no reason to hear that the peer is gone
         # Filled in C, so that no signal handler can raise between the sending and the counting.
         sent: list[int] = []
-        sock = None
+        begun = None
         try:
             self._sending = True
-            sock = self._for_one_call()
-            sent.extend(map(sock.send, (data,), _FLAGS))
+            first = sock or self.raw._sock
+            if first.__class__ is CSocket:
+                sent.extend(map(first.send, (data,), _FLAGS))
+            else:
+                begun = self.begun or monotonic()
+                keep(first, sent, "send", data, MSG_NOSIGNAL)
             if sent[0] == count:
                 return count
         except BaseException as error:
@@ -402,12 +424,14 @@ class Sink:
                 raise
         finally:
             self._sending = False
-        # Before what a signal's handler has written meanwhile.
-        self._chunks.insert(0, bytes(data[sum(sent) :]))
+        kept = False
         try:
-            self._try_to_drain(sock)
+            # Before what a signal's handler has written meanwhile; and without a call, after which one might raise.
+            self._chunks[:0] = (bytes(data[sum(sent) :]),)
+            kept = True
+            self._try_to_drain(sock or for_one_call(self.raw._sock, begun))
         except BaseException as error:
-            self._keep_in_spite_of(error, data, count)
+            self._keep_in_spite_of(error, data, count if kept else sum(sent))
             raise
         return count
 
@@ -489,24 +513,17 @@ class TextSink(Sink):
         Sink.heed(self)
         self.watch()
 
-    def send_text(self) -> None:
-        """Send all that was written, or raise."""
-        if self._writer is None:
-            self.drain()
-            return
+    def send_text(self, writer: io.TextIOWrapper) -> None:
+        """Send all that was written, or raise; *writer* is the text layer."""
         with self._lock:
             try:
-                self._empty_text_layer()
+                self._empty_text_layer(writer)
                 self.drain()
             except BaseException:
                 self.unsent = True
                 raise
 
-    def _empty_text_layer(self) -> None:
-        writer = self._writer
-        if writer is None:
-            self.unsent = False
-            return
+    def _empty_text_layer(self, writer: io.TextIOWrapper) -> None:
         # From here on each write announces itself before its text is taken. One that did so before, and whose text
         # is not there yet, there is only if other Python code runs in between.
         self.unsent = not self._sure

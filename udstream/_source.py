@@ -47,6 +47,8 @@ class Source:
 
     __slots__ = (
         "_end",
+        "_ended",
+        "_lf_left",
         "_refusal",
         "_universal",
         "careful",
@@ -91,15 +93,22 @@ class Source:
         self.one_call: Any = None
         # Whether a reader has got a part of a line, which it would lose in a timeout.
         self.midline = False
-        # Whether only CR LF ends a line: a reader of so many characters may leave the LF behind.
+        # Whether only CR LF ends a line; then a reader of so many characters may leave the LF behind, and whether it did.
         self.crlf = False
+        self._lf_left = False
         self._refusal: str | None = None
+        # Whether the end of the file has come, and the reader was only given what came before.
+        self._ended = False
 
     def tell_lines(self, newline: str | None, encoding: str) -> None:
         """Say what ends a line in what is received, if its bytes show that before they are decoded."""
         self._universal = not newline
         self.crlf = newline == "\r\n"
         if not newline and encoding in ("utf-8", "UTF-8"):
+            return
+        if encoding.lower().startswith("hz"):
+            # A newline may be no character there, but the continuation of a line.
+            self._end = None
             return
         # Two, because the first may come with a byte order mark.
         end = (newline or "\n") * 2
@@ -161,6 +170,7 @@ class Source:
             raise
         if data:
             self.midline = self._end is None or not data.endswith(self._end)
+            self._lf_left = False
         return data
 
     def read(self, size: int = -1) -> bytes:
@@ -192,7 +202,7 @@ class Source:
             self.held = b"".join(chunks)
             raise
         self.held = b""
-        self.midline = False
+        self.midline = self._lf_left = False
         return b"".join(chunks)
 
     # --- what the careful readers ask ---
@@ -221,9 +231,9 @@ class Source:
         return False
 
     def taken(self, text: str) -> None:
-        """Note what a reader took of the text that it has, for it may have left a part of a line end."""
-        if self.crlf and text.endswith("\r"):
-            self.midline = True
+        """Note what a reader took of the text that it has: it may have left a part of a line's end."""
+        if self.crlf and text:
+            self._lf_left = text.endswith("\r")
 
     def refuse(self, why: str) -> None:
         """Let no more be read: something was lost, and going on would hide it."""
@@ -236,7 +246,7 @@ class Source:
             raise OSError(errno.EIO, f"cannot read on: {self._refusal}")
 
     def _refuse_if_midline(self) -> None:
-        if self.midline:
+        if self.midline or self._lf_left:
             self.refuse("a read failed in the middle of a line, and the beginning of that line is lost")
 
     def _let_sink_send(self, sock: Any) -> None:
@@ -269,10 +279,13 @@ class Source:
     def _handed_on(self, data: bytes) -> bytes:
         if data:
             self.midline = self._end is None or not data.endswith(self._end)
+            self._lf_left = False
         return data
 
     def _readinto_with_care(self, buffer: Any) -> int | None:
-        if not (self.gentle or self.dry or self.held or self.one_call or self._refusal is not None):
+        if not (
+            self.gentle or self.dry or self.held or self.one_call or self._ended or self._refusal is not None
+        ):
             # Straight into the buffer; only what comes after the last newline is held back.
             sock = self.raw._sock
             sink = self.sink
@@ -327,12 +340,17 @@ class Source:
     def _wait_for_lines(self, sock: Any, room: int) -> int:
         """Receive until a line is whole, has grown too long, or the file ends; how much to hand on then."""
         while not (cut := self._whole_lines(room)):
+            if self._ended:
+                self._ended = False
+                return room
             try:
                 data = self._receive(sock, room)
             except BaseException:
                 self._refuse_if_midline()
                 raise
             if not data:
+                # The reader asks once more; that must not fail, or it would lose what it got.
+                self._ended = bool(self.held)
                 return room
             self.held += data
         return cut

@@ -58,8 +58,8 @@ class Around:
     __slots__ = ("sock",)
     sock: Any
 
-    def for_one_call(self) -> Self:
-        """The same, for all the calls that one method of the stream makes."""
+    def for_one_call(self, begun: float | None = None) -> Self:
+        """The same, for all the calls that one method makes, which *begun* then; None: just now."""
         raise NotImplementedError
 
     def deadline(self) -> float | None:
@@ -93,8 +93,9 @@ class TimedSocket(Around):
         # Whether one of the calls that have to be done by `until` was made.
         self._begun = False
 
-    def for_one_call(self) -> TimedSocket:
-        one = TimedSocket(self.sock, self.timeout, self.deadline())
+    def for_one_call(self, begun: float | None = None) -> TimedSocket:
+        until = self.until or (monotonic() if begun is None else begun) + self.timeout
+        one = TimedSocket(self.sock, self.timeout, until)
         one._readable = self._poller(POLLIN)
         return one
 
@@ -107,7 +108,9 @@ class TimedSocket(Around):
             try:
                 return self.sock.recv_into(buffer, 0, MSG_DONTWAIT)
             except BlockingIOError as error:
-                deadline = self._wait(POLLIN, deadline, error)
+                if not from_system(error):
+                    raise
+                deadline = self._wait(POLLIN, deadline)
 
     def recv(self, size: int) -> bytes:
         if self.until is not None:
@@ -117,7 +120,9 @@ class TimedSocket(Around):
             try:
                 return self.sock.recv(size, MSG_DONTWAIT)
             except BlockingIOError as error:
-                deadline = self._wait(POLLIN, deadline, error)
+                if not from_system(error):
+                    raise
+                deadline = self._wait(POLLIN, deadline)
 
     def recvmsg_into(self, buffers: Iterable[Buffer]) -> Any:
         deadline = None
@@ -125,7 +130,9 @@ class TimedSocket(Around):
             try:
                 return self.sock.recvmsg_into(buffers, 0, MSG_DONTWAIT)
             except BlockingIOError as error:
-                deadline = self._wait(POLLIN, deadline, error)
+                if not from_system(error):
+                    raise
+                deadline = self._wait(POLLIN, deadline)
 
     def send(self, data: Buffer, _flags: int) -> int:
         # Which are never others than these.
@@ -135,7 +142,9 @@ class TimedSocket(Around):
             try:
                 return self.sock.send(data, _SENDING_NOW)
             except BlockingIOError as error:
-                deadline = self._wait(POLLOUT, deadline, error)
+                if not from_system(error):
+                    raise
+                deadline = self._wait(POLLOUT, deadline)
 
     def sendmsg(self, buffers: Sequence[Buffer], ancillary: Cmsgs, flags: int) -> int:
         deadline = None
@@ -143,12 +152,16 @@ class TimedSocket(Around):
             try:
                 return self.sock.sendmsg(buffers, ancillary, flags | MSG_DONTWAIT)
             except BlockingIOError as error:
-                deadline = self._wait(POLLOUT, deadline, error)
+                if not from_system(error):
+                    raise
+                deadline = self._wait(POLLOUT, deadline)
 
     def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
         now = (*arguments[:-1], arguments[-1] | MSG_DONTWAIT)
         if self.until is not None:
             self._check_time()
+        elif name == "send":
+            self._due = self._answers > 0
         call = getattr(self.sock, name)
         deadline = None
         while True:
@@ -156,7 +169,9 @@ class TimedSocket(Around):
                 results += starmap(call, (now,))
                 return
             except BlockingIOError as error:
-                deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline, error)
+                if not from_system(error):
+                    raise
+                deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline)
 
     def _check_time(self) -> None:
         """Of the calls that have to be done by `until` any but the first may come too late, also without a wait."""
@@ -179,27 +194,19 @@ class TimedSocket(Around):
                 raise
             return None  # another thread is asking, and may take what comes
         if not ready:
-            return self._wait(POLLIN, None, begun=begun)
+            return self._wait(POLLIN, None, begun)
         if monotonic() - begun < _AT_ONCE:
             self._answers -= 1
         else:
             self._answers = _ANSWERS
         return None
 
-    def _wait(
-        self,
-        event: int,
-        deadline: float | None,
-        error: BlockingIOError | None = None,
-        begun: float | None = None,
-    ) -> float:
+    def _wait(self, event: int, deadline: float | None, begun: float | None = None) -> float:
         """
-        Wait for *event*, which *error* says is not there yet; return the call's deadline.
+        Wait for *event*; return the call's deadline.
 
         That is given once the call has waited before; or else when it *begun*, if that was not just now.
         """
-        if error is not None and not from_system(error):
-            raise error
         fd = self.sock.fileno()
         poller = self._readable if event == POLLIN else None
         if poller is None:
@@ -215,8 +222,8 @@ class TimedSocket(Around):
             raise timed_out() from None
         try:
             wait_by(poller, deadline)
-        except RuntimeError as clash:
-            if "concurrent" not in str(clash):
+        except RuntimeError as error:
+            if "concurrent" not in str(error):
                 raise
             # Another thread is asking the same one.
             wait_by(poller_for(fd, event), deadline)
@@ -232,27 +239,35 @@ class TimedSocket(Around):
         return self._readable
 
 
-def for_one_call(sock: Any) -> Any:
+def for_one_call(sock: Any, begun: float | None = None) -> Any:
     """What a method that takes several system calls uses instead of *sock*: one deadline for them all."""
-    return sock if sock.__class__ is CSocket else sock.for_one_call()
+    return sock if sock.__class__ is CSocket else sock.for_one_call(begun)
 
 
-def send_all(sock: Any, data: Buffer) -> int:
-    """Send all of *data* by *sock*, and return its length; an exception on the way has what was sent as ``.nbytes``."""
-    counts: list[int] = []
+def send_all(sock: Any, data: Buffer, counts: list[int]) -> None:
+    """Send all of *data* by *sock*; *counts* gets what each call sent, as it does."""
     done = 0
-    try:
-        with memoryview(data) as whole, whole.cast("B") as view:
-            while True:  # see UdStream.readline()
-                if done == len(view):
-                    break
-                with view[done:] as rest:
-                    keep(sock, counts, "send", rest, MSG_NOSIGNAL)
-                done += counts[-1]
-        return done
-    except BaseException as error:
-        error.nbytes = sum(counts)  # type: ignore[attr-defined]
-        raise
+    with memoryview(data) as whole, whole.cast("B") as view:
+        while True:  # see UdStream.readline()
+            if done == len(view):
+                break
+            with view[done:] as rest:
+                keep(sock, counts, "send", rest, MSG_NOSIGNAL)
+            done += counts[-1]
+
+
+def receive_all(sock: Any, buffer: Buffer, counts: list[int]) -> None:
+    """Fill the *buffer* from *sock*, or `EOFError`; *counts* gets what each call received, as it does."""
+    done = 0
+    with memoryview(buffer) as whole, whole.cast("B") as view:
+        while True:  # see UdStream.readline()
+            if done == len(view):
+                break
+            with view[done:] as rest:
+                keep(sock, counts, "recv_into", rest, 0, 0)
+            if not counts[-1]:
+                raise EOFError(f"end of file after {done} of {len(view)} bytes")
+            done += counts[-1]
 
 
 def keep(sock: Any, results: list[Any], name: str, *arguments: Any) -> None:

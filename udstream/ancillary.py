@@ -34,7 +34,6 @@ from ._platform import (
     SCM_PIDFD,
     SCM_RIGHTS,
     SCM_SECURITY,
-    SENT_WHOLE,
     SOL_SOCKET,
 )
 
@@ -107,6 +106,7 @@ _IOV_MAX = _platform.IOV_MAX
 _MOST_BORROWED = 64
 _NO_NUMBERS: list[int] = []
 _LAST = (-1,)
+_NO_SIGNAL = (MSG_NOSIGNAL,)
 _THREE_NAMES = ("_fds", "_fds", "_fds")
 
 
@@ -313,7 +313,7 @@ class FileDescriptors(Sequence[int]):
             self._fds[index] = -1
             return made[0]
         except BaseException:
-            # As above.
+            # Whatever was raised, and wherever, one of the two has it, and not both.
             if self._fds[index] == fd:
                 for stream in made:
                     stream.detach()
@@ -534,51 +534,48 @@ def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
         if not isinstance(sock, CSocket):
             sock.for_one_call()  # a closed stream says so
         return 0
-    if size > SENT_WHOLE:
-        # What may go in parts is counted part by part, whatever a signal handler raises in between.
-        return _send_rest(sock, views, 0, size, cmsgs)
+    # Counted by C code, so that whatever a signal handler raises has it right.
+    steps: list[int] = []
+    first = views if len(views) <= _IOV_MAX else views[:_IOV_MAX]
     try:
-        sent: int = sock.sendmsg(views if len(views) <= _IOV_MAX else views[:_IOV_MAX], cmsgs, MSG_NOSIGNAL)
-    except OSError as error:
-        _explain(error)
-        error.nbytes = 0  # type: ignore[attr-defined]
-        raise
-    return sent if sent == size else _send_rest(sock, views, sent, size)
-
-
-def _send_rest(sock: Any, buffers: Sequence[Buffer], sent: int, size: int, cmsgs: Sequence[Cmsg] = ()) -> int:
-    """Send what there is after the *sent* bytes, with *cmsgs* if that is all of it; return *size*."""
-    if isinstance(sock, _timing.Around):
-        sock = sock.for_one_call()
-    views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
-    first = 0
-    skip = sent
-    steps = [sent]
-    try:
-        try:
-            while True:  # see UdStream.readline()
-                if sent == size:
-                    break
-                while True:
-                    if skip < len(views[first]):
-                        break
-                    skip -= len(views[first])
-                    first += 1
-                with views[first][skip:] as head:
-                    more = [head, *views[first + 1 : first + _IOV_MAX]]
-                    _timing.keep(sock, steps, "sendmsg", more, () if sent else cmsgs, MSG_NOSIGNAL)
-                sent += steps[-1]
-                skip += steps[-1]
-        finally:
-            # The error's traceback keeps them alive, and with them the lock on a bytearray's size.
-            for view in views:
-                view.release()
+        if isinstance(sock, _timing.Around):
+            sock = sock.for_one_call()
+            sock.keep(steps, "sendmsg", (first, cmsgs, MSG_NOSIGNAL))
+        else:
+            steps += map(sock.sendmsg, (first,), (cmsgs,), _NO_SIGNAL)
+        if steps[0] != size:
+            _send_rest(sock, views, size, steps)
     except BaseException as error:
         if isinstance(error, OSError):
             _explain(error)
         error.nbytes = sum(steps)  # type: ignore[attr-defined]
         raise
-    return sent
+    return size
+
+
+def _send_rest(sock: Any, buffers: Sequence[Buffer], size: int, steps: list[int]) -> None:
+    """Send what there is after the *steps* that were made; they get what each call sent, as it does."""
+    sent = skip = sum(steps)
+    views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
+    first = 0
+    try:
+        while True:  # see UdStream.readline()
+            if sent == size:
+                break
+            while True:
+                if skip < len(views[first]):
+                    break
+                skip -= len(views[first])
+                first += 1
+            with views[first][skip:] as head:
+                more = [head, *views[first + 1 : first + _IOV_MAX]]
+                _timing.keep(sock, steps, "sendmsg", more, (), MSG_NOSIGNAL)
+            sent += steps[-1]
+            skip += steps[-1]
+    finally:
+        # The error's traceback keeps them alive, and with them the lock on a bytearray's size.
+        for view in views:
+            view.release()
 
 
 def _payload(buffers: Any) -> tuple[Sequence[Any], int]:

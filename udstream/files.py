@@ -14,6 +14,7 @@ from _warnings import warn
 from _weakref import ref
 from itertools import chain
 from sys import getrefcount
+from time import monotonic
 
 from ._csocket import from_system
 from ._sink import Sink, TextSink
@@ -264,23 +265,28 @@ class _CarefulReader:
         lines: list[bytes] = []
         self._source.one_call = for_one_call(self._source.raw._sock)
         try:
-            gather_lines(self.readline, hint, lines)
+            gather_lines(self.readline, hint, lines, b"")
         except BaseException:
-            self._source.unread(b"".join(lines))
+            # Before what the reader has of the lines after them.
+            self._source.unread(b"".join(lines) + self._take_buffered())
             raise
         finally:
             self._source.one_call = None
         return lines
 
 
-def gather_lines(readline: Callable[[], Any], hint: int | None, lines: list[Any]) -> None:
-    """Fill *lines* as `io.IOBase.readlines` would."""
+def gather_lines(readline: Callable[..., Any], hint: int | None, lines: list[Any], end: object) -> None:
+    """Fill *lines* as `io.IOBase.readlines` would, up to the *end*; in C, so that none is lost to a signal's handler."""
+    if hint is None or hint <= 0:
+        lines.extend(iter(readline, end))
+        return
     size = 0
-    while line := readline():
-        lines.append(line)
-        size += len(line)
-        if hint is not None and 0 < hint < size:
+    while size <= hint:
+        lines.extend(map(readline, (-1,)))
+        if not lines[-1]:
+            del lines[-1]
             return
+        size += len(lines[-1])
 
 
 def _no_reading(*args: object) -> Any:
@@ -633,13 +639,14 @@ class BinaryFile(_File, _BinaryBase):
         sink = self._sink
         if sink is None:
             return
-        sink.one_call = for_one_call(self._stream._sock)
+        before = sink.begun
+        sink.begun = before or monotonic()
         try:
             if self._writer is not None:
                 self._writer.flush()
             sink.drain()
         finally:
-            sink.one_call = None
+            sink.begun = before
 
 
 def _keep(owner: object) -> Iterator[Any]:
@@ -802,7 +809,7 @@ class TextFile(_File, _TextBase):
         lines: list[str] = []
         source.one_call = for_one_call(self._stream._sock)
         try:
-            gather_lines(self.readline, hint, lines)
+            gather_lines(self.readline, hint, lines, "")
         except BaseException:
             if lines:
                 source.refuse("readlines() failed in the middle, and the lines it had are lost")
@@ -818,8 +825,11 @@ class TextFile(_File, _TextBase):
 
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]
         self._check_open()
+        reader, source = self._reading()
+        if source.crlf:
+            return chain(iter(self.readline, ""), _keep(self))
         # The reader's own iterator is the fastest; the file must live as long as it.
-        return chain(iter(self._reading()[0]), _keep(self))
+        return chain(iter(reader), _keep(self))
 
     def __next__(self) -> str:  # type: ignore[override]
         line: str = self.readline()
@@ -844,13 +854,12 @@ class TextFile(_File, _TextBase):
         sink = self._sink
         if sink is None:
             return
-        sink.one_call = for_one_call(self._stream._sock)
+        before = sink.begun
+        sink.begun = before or monotonic()
         try:
-            if self._source is None:
-                self._writer.flush()
-            sink.send_text()
+            sink.send_text(self._writer)
         finally:
-            sink.one_call = None
+            sink.begun = before
 
 
 def _binary(mode: str) -> str:

@@ -139,10 +139,12 @@ class UdStreamListener:
             sock.listen(queue)
             self = cls._adopt(sock)
         except BaseException as error:
-            if claim is not None:
-                claim.remove()
-            if sock is not None:
-                _csocket.discard(sock)
+            try:
+                if claim is not None:
+                    claim.remove()
+            finally:
+                if sock is not None:
+                    _csocket.discard(sock)
             if isinstance(error, OSError) and _csocket.from_system(error):
                 error.filename = as_filename(path)
                 error.filename2 = None
@@ -188,18 +190,13 @@ class UdStreamListener:
         the socket files, which are the manager's. `ValueError`, with everything left as it was, when one of
         them is not a listening Unix stream socket, or when the variables make no sense.
         """
-        listeners = []
-        sockets = inherited_sockets(listening=True)
-        try:
-            for sock, name in sockets:
-                self = cls._adopt(sock)
-                self._name = name
-                listeners.append(self)
-        except BaseException:
-            for sock, _ in sockets:
-                sock.detach()
-            raise
-        return listeners
+
+        def make(sock: CSocket, name: str | None) -> Any:
+            self = cls._adopt(sock)
+            self._name = name
+            return self
+
+        return inherited_sockets(make, listening=True)
 
     # --- accepting ---
 
@@ -220,7 +217,7 @@ class UdStreamListener:
                 try:
                     _accept_into(accepted, self._sock)
                 except OSError as error:
-                    if not _csocket.from_system(error):
+                    if accepted or not _csocket.from_system(error):
                         raise
                     # Rare, and many kinds of it: the long way tries again, and knows what to do.
                     self._accept_authorized(accepted)
@@ -503,22 +500,30 @@ class _Turn:
             # Forked; the lock may have been held by a thread that is not here.
             self._renew()
         lock = self._lock
-        if not lock.acquire(False):
-            return self._next_time(deadline)
-        try:
-            if not _lock_among_processes(sock, True):
-                return self._next_time(deadline)
+        # One step, not a loop: no signal handler can raise between it and the "try", as it could after a call.
+        for free in map(lock.acquire, (False,)):
+            if not free:
+                break
             try:
                 try:
-                    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _A_MOMENT)
-                    _accept_into(accepted, sock)
+                    if not _lock_among_processes(sock):
+                        break
+                    try:
+                        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _A_MOMENT)
+                        _accept_into(accepted, sock)
+                    finally:
+                        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, self._usual)
+                    return True
                 finally:
-                    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, self._usual)
+                    # Whether it was got or not: a handler may have raised as it was.
+                    try:
+                        fcntl.lockf(sock, fcntl.LOCK_UN)
+                    except OSError as error:
+                        if not _csocket.from_system(error):
+                            raise
             finally:
-                _lock_among_processes(sock, False)
-            return True
-        finally:
-            lock.release()
+                lock.release()
+        return self._next_time(deadline)
 
     @staticmethod
     def _next_time(deadline: float) -> bool:
@@ -534,10 +539,10 @@ _TIMEVAL = struct.Struct("@ll")
 _A_MOMENT = _TIMEVAL.pack(0, int(_MOMENT * 1_000_000))
 
 
-def _lock_among_processes(sock: CSocket, on: bool) -> bool:
-    """Take the lock on the socket's inode, or give it back; whether that was possible, or there are no such locks."""
+def _lock_among_processes(sock: CSocket) -> bool:
+    """Take the lock on the socket's inode; whether that was possible, or there are no such locks."""
     try:
-        fcntl.lockf(sock, fcntl.LOCK_EX | fcntl.LOCK_NB if on else fcntl.LOCK_UN)
+        fcntl.lockf(sock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if not _csocket.from_system(error):
             raise

@@ -17,7 +17,7 @@ from . import _csocket, _platform, files
 from . import ancillary as side
 from ._collecting import CollectingSocket
 from ._csocket import CSocket, from_system
-from ._timing import TimedSocket, checked_timeout, for_one_call, keep, send_all
+from ._timing import TimedSocket, checked_timeout, for_one_call, keep, receive_all, send_all
 from ._waiting import timed_out, wait
 from .address import UdSocketPath, as_filename, sockaddr_of
 
@@ -253,7 +253,7 @@ class UdStream(_RawBase):
         """
         from ._activation import inherited_sockets
 
-        return [cls._adopt(sock) for sock, _name in inherited_sockets(listening=False)]
+        return inherited_sockets(lambda sock, _name: cls._adopt(sock), listening=False)
 
     def dup(self) -> Self:
         """
@@ -659,10 +659,10 @@ class UdStream(_RawBase):
         buffer = bytearray(n)
         counts: list[int] = []
         try:
-            counts.extend(map(self.readinto_exact, (buffer,)))
+            receive_all(for_one_call(self._sock), buffer, counts)
             data = bytes(buffer)
         except BaseException as error:
-            nbytes = getattr(error, "nbytes", sum(counts))
+            nbytes = sum(counts)
             _annotate(error, nbytes=nbytes, partial=bytes(buffer[:nbytes]))
             raise
         return data
@@ -674,23 +674,14 @@ class UdStream(_RawBase):
         `EOFError` when the other end stops before. That, and any other exception on the way, carries
         how many bytes had come as ``.nbytes``; they are in the buffer. System calls: ``recv``, repeated.
         """
-        sock = for_one_call(self._sock)
         counts: list[int] = []
-        done = 0
         try:
-            with memoryview(b) as whole, whole.cast("B") as view:
-                while True:  # see readline()
-                    if done == len(view):
-                        break
-                    with view[done:] as rest:
-                        keep(sock, counts, "recv_into", rest, 0, 0)
-                    if not counts[-1]:
-                        raise EOFError(f"end of file after {done} of {len(view)} bytes")
-                    done += counts[-1]
-            return done
+            receive_all(for_one_call(self._sock), b, counts)
+            done = sum(counts)
         except BaseException as error:
             _annotate(error, nbytes=sum(counts))
             raise
+        return done
 
     def write_all(self, b: Buffer) -> int:
         """
@@ -701,11 +692,12 @@ class UdStream(_RawBase):
         """
         counts: list[int] = []
         try:
-            counts.extend(map(send_all, (for_one_call(self._sock),), (b,)))
-            return counts[0]
+            send_all(for_one_call(self._sock), b, counts)
+            done = sum(counts)
         except BaseException as error:
-            _annotate(error, nbytes=getattr(error, "nbytes", sum(counts)))
+            _annotate(error, nbytes=sum(counts))
             raise
+        return done
 
     def writev_all(self, buffers: Iterable[Buffer]) -> int:
         """
@@ -714,16 +706,16 @@ class UdStream(_RawBase):
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``sendmsg``
         (``MSG_NOSIGNAL``), repeated.
         """
-        sock = for_one_call(self._sock)
         views = _sequence(buffers)
         size = sum(memoryview(view).nbytes for view in views)
         counts: list[int] = []
         try:
-            counts.extend(map(side._send_rest, (sock,), (views,), (0,), (size,)))
-            return counts[0]
+            side._send_rest(for_one_call(self._sock), views, size, counts)
+            done = sum(counts)
         except BaseException as error:
-            _annotate(error, nbytes=getattr(error, "nbytes", sum(counts)))
+            _annotate(error, nbytes=sum(counts))
             raise
+        return done
 
     def writelines(self, lines: Iterable[Buffer]) -> None:
         """
@@ -733,12 +725,12 @@ class UdStream(_RawBase):
         those of `write_all`, which has the `timeout` for each line.
         """
         self.fileno()
-        done = 0
+        counts: list[int] = []
         for line in lines:
             try:
-                done += self.write_all(line)
+                send_all(for_one_call(self._sock), line, counts)
             except BaseException as error:
-                _annotate(error, nbytes=done + getattr(error, "nbytes", 0))
+                _annotate(error, nbytes=sum(counts))
                 raise
 
     def sendfile(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import random
 import signal
@@ -24,7 +25,7 @@ from meanwhile import PATIENCE, wait_until_asleep
 from places import meddle
 
 import udstream
-from udstream import FileDescriptors, Shutdown, UdStream, UdStreamListener, ancillary, files
+from udstream import FileDescriptors, Shutdown, UdStream, UdStreamListener, _activation, ancillary, files
 
 # What the storms move, and the signals they wait for at the least.
 STORM_BYTES, STORM_SIGNALS = 128 << 20, 100
@@ -41,11 +42,14 @@ def stop(*_: object) -> None:
 
 
 @contextmanager
-def raising(number: int, error: Exception | None = None) -> Iterator[None]:
-    """A handler of this signal that raises *error*, or Stop."""
+def raising(number: int, error: Exception | Callable[[], object] | None = None) -> Iterator[None]:
+    """A handler of this signal that raises *error*, or what that raises when it is called, or Stop."""
 
     def raise_it(*_: object) -> None:
-        raise error or Stop
+        if callable(error):
+            error()
+        else:
+            raise error or Stop
 
     before = signal.signal(number, raise_it)
     try:
@@ -55,8 +59,10 @@ def raising(number: int, error: Exception | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_when_asleep(error: Exception | None = None) -> Iterator[pytest.ExceptionInfo[Exception]]:
-    """*error*, or Stop, is raised in this block, by a signal's handler, once the block waits in the kernel."""
+def stopped_when_asleep(
+    error: Exception | Callable[[], object] | None = None, kind: type[Exception] | None = None
+) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """*error* (see `raising`), of this *kind*, is raised in this block, by a handler, once it waits in the kernel."""
     main = threading.main_thread()
     assert main.native_id is not None and main.ident is not None
     native, ident = main.native_id, main.ident
@@ -68,7 +74,7 @@ def stopped_when_asleep(error: Exception | None = None) -> Iterator[pytest.Excep
     thread = threading.Thread(target=send)
     with raising(signal.SIGUSR1, error):
         thread.start()
-        with pytest.raises(type(error) if error else Stop) as caught:
+        with pytest.raises(kind or (type(error) if isinstance(error, Exception) else Stop)) as caught:
             yield caught
         thread.join(PATIENCE)
 
@@ -243,6 +249,141 @@ def test_whatever_a_handler_raises_ends_the_call(kind: str, name: str, timeout: 
         assert caught.value is error
         error.__traceback__ = None
         here.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@TIMED
+@pytest.mark.parametrize("name", [*WAITING_TO_READ, *WAITING_TO_WRITE])
+@pytest.mark.parametrize("kind", [BlockingIOError, TimeoutError])
+def test_a_handler_that_has_a_stream_of_its_own(
+    kind: type[Exception], name: str, timeout: float | None
+) -> None:
+    """What that raises ends the call as well, though it is this library that raised it."""
+    if name.endswith(" wb") and kind is BlockingIOError:
+        pytest.skip("io.BufferedWriter takes it for its own")
+    here, there = UdStream.pair()
+    log, other = UdStream.pair()
+    with there, log, other:
+        if kind is BlockingIOError:
+            log.set_nonblocking(True)
+        else:
+            log.timeout = 0.001
+        here.timeout = timeout
+        if name in WAITING_TO_WRITE:
+            fill(here)
+        with stopped_when_asleep(lambda: log.read_exact(1), kind) as caught:
+            (WAITING_TO_READ.get(name) or WAITING_TO_WRITE[name])(here)
+        caught.value.__traceback__ = None
+        here.close()
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="Python 3.10 looks for signals as it comes to an except or a finally, too",
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_accept_that_a_handler_ended_at_any_place_holds_nobody_up(folder: Path) -> None:
+    """Wherever in an accept with a timeout a handler raises: the next one gets the next who comes."""
+    at = 0
+    with UdStreamListener.bind(folder / "s") as listener:
+        listener.timeout = PATIENCE
+        while True:
+            with UdStream.connect(folder / "s"):
+                got: list[UdStream] = []
+                error = outcome(lambda got=got: got.append(listener.accept()), at)  # type: ignore[misc]
+                for stream in got:
+                    stream.close()
+                if error is None:
+                    break
+                error.__traceback__ = None
+                with UdStream.connect(folder / "s"):
+                    listener.timeout = 5
+                    listener.accept().close()
+                    listener.set_nonblocking(True)
+                    with suppress(BlockingIOError):
+                        listener.accept().close()
+                    listener.set_nonblocking(False)
+                    listener.timeout = PATIENCE
+            at += 1
+    assert at > 10
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="Python 3.10 looks for signals as it comes to an except or a finally, too",
+)
+@pytest.mark.parametrize("mode", ["wb", "w", "rwb", "rw"])
+@TIMED
+def test_a_flush_that_a_handler_ends_at_any_place_is_repeated(mode: str, timeout: float | None) -> None:
+    """Wherever in a flush a handler raises: after the next one all that was written has arrived, and once."""
+    at = 0
+    while True:
+        here, there = UdStream.pair()
+        here.timeout = timeout
+        with there:
+            file: Any = here.makefile(mode)
+            file.write("once\n" if "b" not in mode else b"once\n")
+            error = outcome(file.flush, at)
+            if error is not None:
+                error.__traceback__ = None
+            file.flush()
+            file.write("next\n" if "b" not in mode else b"next\n")
+            file.close()
+            assert there.readall() == b"once\nnext\n", f"at place {at}"
+        if error is None:
+            break
+        at += 1
+    assert at > 4
+
+
+@pytest.mark.parametrize("method", ["readlines", "for"])
+def test_lines_that_a_handler_kept_from_you_come_again_in_order(method: str) -> None:
+    """Wherever in readlines() of a file with a timeout a handler raises: nothing is out of order, and nothing twice."""
+    at = 0
+    lines = b"1\n2\n3\n4\n"
+    while True:
+        here, there = UdStream.pair()
+        here.timeout = PATIENCE
+        with there, here.makefile("rb") as file:
+            there.write(lines)
+            there.shutdown(Shutdown.WRITE)
+            got: list[bytes] = []
+            read: Any = file.readlines if method == "readlines" else file.__iter__
+            error = outcome(lambda got=got, read=read: got.extend(read()), at)  # type: ignore[misc]
+            if error is None:
+                break
+            error.__traceback__ = None
+            rest = b"".join(got) + file.read()
+            assert lines.endswith(rest), f"at place {at}: {rest!r}"
+        at += 1
+    assert at > (4 if method == "readlines" else 0)
+
+
+@pytest.mark.parametrize("collecting", [False, True])
+@TIMED
+def test_send_fds_counts_at_any_place(timeout: float | None, collecting: bool) -> None:
+    """Wherever a handler raises: .nbytes is what went, and with it the descriptors."""
+    at = 0
+    returned: int | None = None
+    while True:
+        here, there = UdStream.pair()
+        here.timeout = timeout
+        here.collect_ancillary = collecting
+        with there:
+            with here:
+                error = outcome(lambda here=here: here.send_fds(b"hello", [0]), at)  # type: ignore[misc]
+            data, fds = there.recv_fds(10)
+            assert len(fds) == bool(data)
+            fds.close()
+        if error is None:
+            break
+        error.__traceback__ = None
+        assert returned is None, f"wrong at place {returned}"
+        if getattr(error, "nbytes", 0) != len(data):
+            # What it returned may be on its way already.
+            returned = at
+        at += 1
+    assert at > 4
 
 
 @TIMED
@@ -458,6 +599,46 @@ def test_a_descriptor_that_changes_hands_has_one_owner_at_any_place(name: str, l
             break
         at += 1
     assert at >= 4
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 looks for signals as a call returns, too")
+@OWNER_DROPPED
+@pytest.mark.parametrize("listens", [False, True], ids=["stream", "listener"])
+def test_inherited_takes_all_or_none_at_any_place(listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in inherited() a handler raises: the descriptor is open, and the variables are there.
+
+    But where what it returned is already on its way.
+    """
+    kind: Any = UdStreamListener if listens else UdStream
+    passed = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+    at = 0
+    returned: int | None = None
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind("")
+        if listens:
+            sock.listen()
+        fd = sock.detach()
+        monkeypatch.setattr(_activation, "_FIRST", fd)
+        for name, value in passed.items():
+            monkeypatch.setenv(name, value)
+        new: list[Any] = []
+        error = outcome(lambda new=new: new.extend(kind.inherited()), at)  # type: ignore[misc]
+        assert returned is None or error is None, f"it was closed at place {returned}"
+        left = {name: os.environ[name] for name in passed if name in os.environ}
+        if error is None:
+            break
+        error.__traceback__ = None
+        gc.collect()
+        if is_open(fd):
+            assert left == passed, f"at place {at}"
+            os.close(fd)
+        else:
+            returned = at
+        at += 1
+    assert at > 10
+    assert not left
+    new[0].close()
 
 
 @OWNER_DROPPED
