@@ -271,6 +271,8 @@ def _is_dead(path: bytes) -> bool:
     A datagram socket asks: it takes no place in a backlog and wakes nobody. ``EPROTOTYPE``: a stream socket
     has it; ``ECONNREFUSED``: none has. Where the kernel will not say (``EACCES``), it counts as alive.
     """
+    if len(path) > _platform.SUN_PATH_MAX:
+        return False  # and cannot be asked about
     probe = _csocket.create(_socket.SOCK_DGRAM)
     try:
         probe.connect(path)
