@@ -48,7 +48,6 @@ if TYPE_CHECKING:
         def _bare(self) -> CSocket: ...
 
 
-_FLAGS = (MSG_NOSIGNAL,)
 _NOW = MSG_NOSIGNAL | MSG_DONTWAIT
 _WITHOUT_WAITING = repeat((False,))
 _FULL_IS_NOT_BUFFERED = sys.version_info >= (3, 13)
@@ -140,7 +139,7 @@ class Sink:
                         "whether this is the rest of it",
                     )
                 skip, self._skip = self._skip, 0
-                taken.extend(map(self._send_or_keep, (data[skip:] if skip else data,), (sock,)))
+                self._send_or_keep(data[skip:] if skip else data, sock, taken)
         except BaseException as error:
             if taken:
                 # As the lock was given back.
@@ -395,11 +394,16 @@ class Sink:
             if isinstance(error, ConnectionError) or not from_system(error):
                 raise
 
-    def _send_or_keep(self, data: Any, sock: Any = None) -> int:
-        """Send *data*, by *sock* if the call has a deadline already; keep what cannot be sent now."""
+    def _send_or_keep(self, data: Any, sock: Any, taken: list[int]) -> None:
+        """
+        Send *data*, by *sock* if the call has a deadline already, and keep what cannot be sent now.
+
+        *taken* gets the length of it, without a call, after which a signal handler might raise.
+        """
         count = len(data)
         if not count:
-            return 0  # no reason to hear that the peer is gone
+            taken += (0,)
+            return  # no reason to hear that the peer is gone
         # Filled in C, so that no signal handler can raise between the sending and the counting.
         sent: list[int] = []
         begun = None
@@ -407,12 +411,13 @@ class Sink:
             self._sending = True
             first = sock or self.raw._sock
             if first.__class__ is CSocket:
-                sent.extend(map(first.send, (data,), _FLAGS))
+                sent += starmap(first.send, ((data, MSG_NOSIGNAL),))
             else:
                 begun = self.begun or monotonic()
                 keep(first, sent, "send", data, MSG_NOSIGNAL)
             if sent[0] == count:
-                return count
+                taken += (count,)
+                return
         except BaseException as error:
             later = False
             try:
@@ -430,10 +435,10 @@ class Sink:
             self._chunks[:0] = (bytes(data[sum(sent) :]),)
             kept = True
             self._try_to_drain(sock or for_one_call(self.raw._sock, begun))
+            taken += (count,)
         except BaseException as error:
             self._keep_in_spite_of(error, data, count if kept else sum(sent))
             raise
-        return count
 
     def _is_to_be_kept(self, error: BaseException) -> bool:
         """Whether what this *error* kept from being sent is to be sent later, and nothing said of it now."""
@@ -498,7 +503,7 @@ class TextSink(Sink):
                     self._chunks.append(data)
                     self._try_to_drain()
                 else:
-                    self._send_or_keep(data)
+                    self._send_or_keep(data, None, [])
             finally:
                 # Also where the peer has gone: or what can never be sent would be kept without end.
                 if self._chunks:

@@ -105,8 +105,6 @@ _UNCUT = MSG_CMSG_CLOEXEC or None
 _IOV_MAX = _platform.IOV_MAX
 _MOST_BORROWED = 64
 _NO_NUMBERS: list[int] = []
-_LAST = (-1,)
-_NO_SIGNAL = (MSG_NOSIGNAL,)
 _THREE_NAMES = ("_fds", "_fds", "_fds")
 
 
@@ -232,14 +230,15 @@ class FileDescriptors(Sequence[int]):
         closed, and is no error: none of them was written to through this object.
         """
         fds = self._fds
-        # Each way below forgets and closes in a single bytecode, so that a signal handler that raises finds all or
-        # none done: closerange() returns None, and nothing passes the filter.
+        # Each assignment below closes and forgets in a single bytecode: close() and closerange() return None, so
+        # nothing passes the filter, and a signal handler that raises finds all or none done.
         if len(fds) == 1 and fds[0] >= 0:
             try:
-                any(map(_close, map(fds.pop, _LAST)))
+                fds[:] = filter(_close, fds)
             except OSError as error:
                 if not _csocket.from_system(error):
                     raise
+                fds.clear()
         elif fds:
             starts, ends = _runs(fds)
             fds[:] = filter(None, map(_closerange, starts, ends))
@@ -538,11 +537,11 @@ def _send_fds(sock: Any, buffers: Any, fds: Any) -> int:
     steps: list[int] = []
     first = views if len(views) <= _IOV_MAX else views[:_IOV_MAX]
     try:
-        if isinstance(sock, _timing.Around):
+        if sock.__class__ is not CSocket and isinstance(sock, _timing.Around):
             sock = sock.for_one_call()
             sock.keep(steps, "sendmsg", (first, cmsgs, MSG_NOSIGNAL))
         else:
-            steps += map(sock.sendmsg, (first,), (cmsgs,), _NO_SIGNAL)
+            steps += starmap(sock.sendmsg, ((first, cmsgs, MSG_NOSIGNAL),))
         if steps[0] != size:
             _send_rest(sock, views, size, steps)
     except BaseException as error:
