@@ -411,7 +411,7 @@ class Sink:
             self._sending = True
             first = sock or self.raw._sock
             if first.__class__ is CSocket:
-                sent += starmap(first.send, ((data, MSG_NOSIGNAL),))
+                sent.extend(starmap(first.send, ((data, MSG_NOSIGNAL),)))
             else:
                 begun = self.begun or monotonic()
                 keep(first, sent, "send", data, MSG_NOSIGNAL)
@@ -431,12 +431,15 @@ class Sink:
             self._sending = False
         kept = False
         try:
-            # Before what a signal's handler has written meanwhile; and without a call, after which one might raise.
+            # Before what a signal's handler writes meanwhile; and without a call, after which one might raise.
+            self._sending = True
             self._chunks[:0] = (bytes(data[sum(sent) :]),)
             kept = True
+            self._sending = False
             self._try_to_drain(sock or for_one_call(self.raw._sock, begun))
             taken += (count,)
         except BaseException as error:
+            self._sending = False
             self._keep_in_spite_of(error, data, count if kept else sum(sent))
             raise
 
