@@ -47,12 +47,13 @@ def join(stream: UdStream, *, half_close: bool = True, idle: float | None = None
     Copy stdin to *stream* and *stream* to stdout until both have ended, or the peer has gone.
 
     Two threads, so that neither way waits for the other; neither touches a descriptor's mode, which is
-    shared with the shell and whoever else has it. When stdin ends, the peer is told by a half-close, unless
-    *half_close* is False, and what it still says is copied, up to a pause of *idle* seconds if given. When the peer ends its side, what is left of stdin is still sent, for it
-    may be a reader only; when it has closed the connection, that ends at once, also while somebody at a
-    terminal has yet to type. That nobody reads stdout any more ends it at once, too, and is `OutputClosed` when
-    something could not be written, or not all of stdin was sent. `OSError` when the peer left with something
-    unread, or with ``filename`` "stdin" or "stdout" when one of these failed.
+    shared with the shell and whoever else has it. When stdin ends, the peer is told by a half-close,
+    unless *half_close* is False, and what it still says is copied, up to a pause of *idle* seconds if
+    given. When the peer ends its side, what is left of stdin is still sent, for it may be a reader only;
+    when it has closed the connection, that ends at once, also while somebody at a terminal has yet to
+    type. That nobody reads stdout any more ends it at once, too, and is `OutputClosed` when something
+    could not be written, or not all of stdin was sent. `OSError` when the peer left with something unread,
+    or with ``filename`` "stdin" or "stdout" when one of these failed.
     """
     # The thread inherits the mask, so it leaves signals to this one; and Ctrl-C comes when there is somebody to
     # tidy up after it.
