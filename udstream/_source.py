@@ -65,6 +65,7 @@ class Source:
     )
     careful: bool
     closed: bool | _BeforeRead
+    crlf: bool
     dry: bool
     gentle: bool
     held: bytes
