@@ -706,11 +706,29 @@ class UdStream(_RawBase):
         An exception on the way carries how many bytes were sent as ``.nbytes``. System calls: ``sendmsg``
         (``MSG_NOSIGNAL``), repeated.
         """
-        views = _sequence(buffers)
-        size = sum(memoryview(view).nbytes for view in views)
+        sock = for_one_call(self._sock)
+        opened = [memoryview(buffer).cast("B") for buffer in buffers]
+        views = [view for view in opened if len(view)]
         counts: list[int] = []
+        first = 0
         try:
-            side._send_rest(for_one_call(self._sock), views, size, counts)
+            try:
+                while True:  # see readline()
+                    if first == len(views):
+                        break
+                    keep(sock, counts, "sendmsg", views[first : first + _platform.IOV_MAX], (), _NOSIGNAL)
+                    count = counts[-1]
+                    while True:
+                        if first == len(views) or count < len(views[first]):
+                            break
+                        count -= len(views[first])
+                        first += 1
+                    if count:
+                        views[first] = views[first][count:]
+                        opened.append(views[first])
+            finally:
+                for view in opened:
+                    view.release()
             done = sum(counts)
         except BaseException as error:
             _annotate(error, nbytes=sum(counts))

@@ -25,7 +25,7 @@ from meanwhile import PATIENCE, wait_until_asleep
 from places import meddle
 
 import udstream
-from udstream import FileDescriptors, Shutdown, UdStream, UdStreamListener, _activation, ancillary, files
+from udstream import FileDescriptors, Shutdown, UdStream, UdStreamListener, _activation, _platform, files
 
 # What the storms move, and the signals they wait for at the least.
 STORM_BYTES, STORM_SIGNALS = 128 << 20, 100
@@ -475,7 +475,7 @@ def test_loop_that_writes_counts_at_any_place(
 ) -> None:
     """Wherever in write_all and the like a handler raises: the exception says how much was sent."""
     data = b"".join(PIECES)
-    monkeypatch.setattr(ancillary, "_IOV_MAX", 2)
+    monkeypatch.setattr(_platform, "IOV_MAX", 2)
     at = 0
     while True:
         here, there = UdStream.pair()
