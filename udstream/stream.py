@@ -618,7 +618,9 @@ class UdStream(_RawBase):
                     raise
             data = b"".join(line)
         except BaseException as error:
-            _annotate(error, partial=b"".join(line))
+            # Of one that says only that there is nothing yet there is nothing to tell.
+            if line or not isinstance(error, BlockingIOError):
+                _annotate(error, partial=b"".join(line))
             raise
         return data
 
