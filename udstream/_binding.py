@@ -50,7 +50,45 @@ class Access:
         return self.mode is None and self.uid == self.gid == _UNCHANGED
 
 
-_LAST = (-1,)
+class _Held:
+    """A file or folder that is open until `close`, or until this is dropped, and that no signal's handler can leave so."""
+
+    __slots__ = ("_fds",)
+
+    def __init__(self, name: bytes, flags: int, folder: int | None = None) -> None:
+        # In a list, into which it is opened, and out of which it is closed, in one step.
+        self._fds: list[int] = []
+        opener: Callable[..., int] = os.open
+        if folder is not None:
+            from functools import partial
+
+            opener = partial(os.open, dir_fd=folder)
+        self._fds.extend(map(opener, (name,), (flags,)))
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor, lent."""
+        return self._fds[0]
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is held no longer."""
+        return not self._fds
+
+    def close(self) -> None:
+        """Let go of it; a second time, do nothing."""
+        if self._fds:
+            any(map(os.close, map(self._fds.pop, (-1,))))
+
+    def __enter__(self) -> int:
+        return self.fd
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fds"):
+            self.close()
 
 
 class Claim:
@@ -67,14 +105,12 @@ class Claim:
         self.name = name
         self._pid = os.getpid()
         self._inode: tuple[int, int] | None = None
-        # In a list, into which it is opened, and out of which it is closed, in one step for threads and signal handlers.
-        self._folder: list[int] = []
-        self._folder.extend(map(os.open, (folder,), (_platform.HOLD_FOLDER,)))
+        self._folder = _Held(folder, _platform.HOLD_FOLDER)
 
     @property
     def folder(self) -> int:
         """The folder's descriptor."""
-        return self._folder[0]
+        return self._folder.fd
 
     def identify(self, name: bytes | None = None) -> None:
         """Note which inode the socket has, right after it got *name*."""
@@ -87,12 +123,11 @@ class Claim:
 
     def drop(self) -> None:
         """Let go of the folder, and leave the file."""
-        if self._folder:
-            any(map(os.close, map(self._folder.pop, _LAST)))
+        self._folder.close()
 
     def remove(self) -> None:
         """Remove the file, if it is still ours, and let go of the folder."""
-        if not self._folder:
+        if self._folder.closed:
             return
         try:
             if self._pid == os.getpid() and self.is_ours(
@@ -104,10 +139,6 @@ class Claim:
             if not _csocket.from_system(error):
                 raise
         finally:
-            self.drop()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_folder"):
             self.drop()
 
 
@@ -190,21 +221,21 @@ def _set_access(claim: Claim, name: bytes, access: Access) -> None:
         if access.mode is not None:
             os.chmod(name, access.mode, dir_fd=claim.folder, follow_symlinks=False)
         return
-    fd = os.open(name, _platform.HOLD_SOCKET_FILE, dir_fd=claim.folder)
-    try:
+    with _Held(name, _platform.HOLD_SOCKET_FILE, claim.folder) as fd:
         _check_ours(claim, os.fstat(fd))
-        if access.uid != _UNCHANGED or access.gid != _UNCHANGED:
-            os.chown(_through(fd), access.uid, access.gid)
-        if access.mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != access.mode:
-            # The umask took bits of it.
-            os.chmod(_through(fd), access.mode)
-            if stat.S_IMODE(os.fstat(fd).st_mode) != access.mode:
-                raise OSError(errno.EOPNOTSUPP, "the file system does not keep the mode")
-    except FileNotFoundError:
-        # The file itself is held. In a bare chroot, say.
-        raise OSError(errno.ENOSYS, "no /proc, which it takes to set a socket file's mode or owner") from None
-    finally:
-        os.close(fd)
+        try:
+            if access.uid != _UNCHANGED or access.gid != _UNCHANGED:
+                os.chown(_through(fd), access.uid, access.gid)
+            if access.mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != access.mode:
+                # The umask took bits of it.
+                os.chmod(_through(fd), access.mode)
+                if stat.S_IMODE(os.fstat(fd).st_mode) != access.mode:
+                    raise OSError(errno.EOPNOTSUPP, "the file system does not keep the mode")
+        except FileNotFoundError:
+            # The file itself is held. In a bare chroot, say.
+            raise OSError(
+                errno.ENOSYS, "no /proc, which it takes to set a socket file's mode or owner"
+            ) from None
 
 
 def _check_ours(claim: Claim, made: os.stat_result) -> None:
@@ -248,8 +279,7 @@ def _remove_stale(claim: Claim, path: bytes) -> bool:
             os.unlink(claim.name, dir_fd=claim.folder)
             return True
         # Held, its inode cannot come back as another's: the file judged is the one removed.
-        fd = os.open(claim.name, _platform.HOLD_SOCKET_FILE, dir_fd=claim.folder)
-        try:
+        with _Held(claim.name, _platform.HOLD_SOCKET_FILE, claim.folder) as fd:
             held = os.fstat(fd)
             if not (
                 stat.S_ISSOCK(held.st_mode) and _is_dead(_through(fd) if os.path.isdir(_OWN_FDS) else path)
@@ -258,8 +288,6 @@ def _remove_stale(claim: Claim, path: bytes) -> bool:
             if os.path.samestat(held, os.stat(claim.name, dir_fd=claim.folder, follow_symlinks=False)):
                 os.unlink(claim.name, dir_fd=claim.folder)
             return True
-        finally:
-            os.close(fd)
     except FileNotFoundError:
         return True
 
@@ -288,41 +316,41 @@ def _is_dead(path: bytes) -> bool:
 class _FolderLock:
     """A lock among all who replace socket files in one folder; entered without it where there is none to get."""
 
-    __slots__ = ("_fd", "_folder")
+    __slots__ = ("_folder", "_held")
 
     def __init__(self, folder: int) -> None:
         self._folder = folder
-        self._fd = -1
+        self._held: _Held | None = None
 
     def __enter__(self) -> None:
         try:
-            self._fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+            self._held = _Held(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, self._folder)
         except OSError as error:
             if not _csocket.from_system(error):
                 raise
             return  # a folder that may be written and not read
         try:
             patience = monotonic() + _LOCK_PATIENCE
-            while not self._locked() and monotonic() < patience:
+            while not _locked(self._held.fd) and monotonic() < patience:
                 sleep(0.002)
         except BaseException:
             self.__exit__()
             raise
 
-    def _locked(self) -> bool:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if not _csocket.from_system(error):
-                raise
-            # Otherwise it is a file system without locks.
-            return not isinstance(error, BlockingIOError)
-        return True
-
     def __exit__(self, *error: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._held is not None:
+            self._held.close()
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if not _csocket.from_system(error):
+            raise
+        # Otherwise it is a file system without locks.
+        return not isinstance(error, BlockingIOError)
+    return True
 
 
 # --- names of users ---

@@ -178,6 +178,12 @@ class Sink:
             source.closed = self.raw.closed or self._before_read
         return count
 
+    def send_written(self, writer: Any) -> None:
+        """Send all that was written, or raise; *writer* is the layer above, where there is one."""
+        if writer is not None:
+            writer.flush()
+        self.drain()
+
     def drain(self, sock: Any = None) -> None:
         """
         Send all that was taken; what an exception on the way leaves is kept, to go on with.
@@ -521,11 +527,12 @@ class TextSink(Sink):
         Sink.heed(self)
         self.watch()
 
-    def send_text(self, writer: io.TextIOWrapper) -> None:
-        """Send all that was written, or raise; *writer* is the text layer."""
+    def send_written(self, writer: io.TextIOWrapper | None) -> None:
         with self._lock:
             try:
-                self._empty_text_layer(writer)
+                # The binary file that is this one's `buffer` has none.
+                if writer is not None:
+                    self._empty_text_layer(writer)
                 self.drain()
             except BaseException:
                 self.unsent = True

@@ -935,8 +935,10 @@ def peer_credentials(fd: Fd) -> Credentials:
     used the socket last): a child that got the connection, or a process that changed its user since, shows
     as whoever connected, or listened, or made the pair. ``pid`` is None where the kernel says 0; never take a
     pid for proof, as it may be in use again (`peer_pidfd`). Of a listening socket Linux tells who listened; of
-    one that is not connected, None and 4294967295. uid and gid are the effective ones. System call: ``getsockopt`` (``SO_PEERCRED``; on macOS and FreeBSD ``LOCAL_PEERCRED``, on
-    NetBSD ``LOCAL_PEEREID``). Elsewhere: `NotImplementedError`.
+    one that is not connected, None and 4294967295. uid and gid are the effective ones.
+
+    System call: ``getsockopt`` (``SO_PEERCRED``; on macOS and FreeBSD ``LOCAL_PEERCRED``, on NetBSD
+    ``LOCAL_PEEREID``). Elsewhere: `NotImplementedError`.
     """
     return _peer_of(_borrow(fd))
 
@@ -1011,11 +1013,11 @@ def set_passcred(fd: Fd, flag: bool) -> None:
     """
     Ask the kernel to attach its sender's `Credentials` to each message that is received, or no longer to.
 
-    They are ``Received.credentials`` then. Set it on the listener: what that accepts inherits it, so that no message slips by before. Set later, it
-    shows what is already there with a pid of None and uid and gid 65534. Messages of two processes then no
-    longer merge into one read. What is set before a ``connect`` gives the socket an abstract name. Root may
-    forge per-message credentials; `peer_credentials` nobody can. Linux; `NotImplementedError` elsewhere.
-    System call: ``setsockopt`` (``SO_PASSCRED``).
+    They are ``Received.credentials`` then. Set it on the listener: what that accepts inherits it, so that no
+    message slips by before. Set later, it shows what is already there with a pid of None and uid and gid
+    65534. Messages of two processes then no longer merge into one read. What is set before a ``connect``
+    gives the socket an abstract name. Root may forge per-message credentials; `peer_credentials` nobody can.
+    Linux; `NotImplementedError` elsewhere. System call: ``setsockopt`` (``SO_PASSCRED``).
     """
     _set_option("set_passcred", fd, _platform.SO_PASSCRED, flag)
 

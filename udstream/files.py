@@ -422,7 +422,22 @@ class _File:
             raise ValueError("I/O operation on closed file")
 
     def flush(self) -> None:
-        raise NotImplementedError
+        """
+        Send what was written.
+
+        A `TimeoutError`, or a nonblocking binary file's `BlockingIOError`, says that not all could be sent: the
+        rest is kept, and goes with the next call.
+        """
+        self._check_open()
+        sink = self._sink
+        if sink is None:
+            return
+        before = sink.begun
+        sink.begun = before or monotonic()
+        try:
+            sink.send_written(self._writer)
+        finally:
+            sink.begun = before
 
     def close(self) -> None:
         """
@@ -628,26 +643,6 @@ class BinaryFile(_File, _BinaryBase):
         for line in lines:
             write(line)
 
-    def flush(self) -> None:
-        """
-        Send what was written.
-
-        A `TimeoutError` or `BlockingIOError` says that not all could be sent: the rest is kept, and goes
-        with the next call.
-        """
-        self._check_open()
-        sink = self._sink
-        if sink is None:
-            return
-        before = sink.begun
-        sink.begun = before or monotonic()
-        try:
-            if self._writer is not None:
-                self._writer.flush()
-            sink.drain()
-        finally:
-            sink.begun = before
-
 
 def _keep(owner: object) -> Iterator[Any]:
     """An iterator over nothing that keeps *owner* alive."""
@@ -843,23 +838,6 @@ class TextFile(_File, _TextBase):
         write = self.write
         for line in lines:
             write(line)
-
-    def flush(self) -> None:
-        """
-        Send what was written.
-
-        A `TimeoutError` says that not all could be sent: the rest is kept, and goes with the next call.
-        """
-        self._check_open()
-        sink = self._sink
-        if sink is None:
-            return
-        before = sink.begun
-        sink.begun = before or monotonic()
-        try:
-            sink.send_text(self._writer)
-        finally:
-            sink.begun = before
 
 
 def _binary(mode: str) -> str:

@@ -167,7 +167,7 @@ class UdStreamListener:
         it is not a listening Unix stream socket; `OSError` (``EBADF``) when it is not open at all. It stays the
         caller's on any error.
         """
-        return _csocket.take_over(fd, cls._adopt, True)
+        return _csocket.take_over(fd, cls._adopt, listening=True)
 
     @classmethod
     def from_socket(cls, sock: socket.socket) -> Self:
@@ -178,7 +178,7 @@ class UdStreamListener:
         nonblocking one stays nonblocking. Closing leaves the socket file. `ValueError`, and the socket keeps
         all it had, when it is not a listening Unix stream socket.
         """
-        return _csocket.take_from(sock, cls._adopt, True)
+        return _csocket.take_from(sock, cls._adopt, listening=True)
 
     @classmethod
     def inherited(cls) -> list[Self]:

@@ -228,7 +228,7 @@ class UdStream(_RawBase):
         `ValueError`, and the descriptor stays the caller's, when it is no Unix stream socket, or one that listens;
         `OSError` (``EBADF``) when it is not open at all. It stays the caller's on any error.
         """
-        return _csocket.take_over(fd, cls._adopt, False)
+        return _csocket.take_over(fd, cls._adopt, listening=False)
 
     @classmethod
     def from_socket(cls, sock: socket.socket) -> Self:
@@ -239,7 +239,7 @@ class UdStream(_RawBase):
         nonblocking one stays nonblocking. `ValueError`, and the socket keeps all it had, when it is no Unix
         stream socket, or one that listens.
         """
-        return _csocket.take_from(sock, cls._adopt, False)
+        return _csocket.take_from(sock, cls._adopt, listening=False)
 
     @classmethod
     def inherited(cls) -> list[Self]:
