@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 import threading
@@ -14,9 +15,11 @@ from typing import Any
 import connections
 import pytest
 from connections import data_for, everything, fill, here, stream_of
+from fakes import in_place_of_the_kernel
 from meanwhile import PATIENCE
 
-from udstream import UdStream, _timing, _waiting
+from udstream import UdStream, _source, _timing, _waiting
+from udstream import stream as stream_module
 
 pytestmark = pytest.mark.usefixtures("no_endless_wait")
 
@@ -317,6 +320,48 @@ def test_a_line_end_that_is_read_in_part(method: str, mode: str, newline: str) -
             assert "".join(pieces) == "ab\r\nnext\r\n"
 
 
+def test_a_timeout_where_a_newline_may_be_no_end_of_a_line() -> None:
+    """In hz, `~` before a newline continues the line: the text that had come is lost, and the file refuses to go on."""
+    with conversation("r", encoding="hz") as (file, theirs):
+        theirs.sendall(b"abc~\n")
+        with pytest.raises(TimeoutError):
+            file.readline()
+        theirs.sendall(b"def\n")
+        with pytest.raises(OSError, match="cannot read on"):
+            file.readline()
+
+
+class Ending(_timing.Around):
+    """A stream's socket, from which come these words, then the end of the file, and then there is no time left."""
+
+    def __init__(self, stream: UdStream, *words: bytes) -> None:
+        self.sock = stream._bare()
+        self._words = [*words, b""]
+
+    def for_one_call(self, begun: float | None = None) -> Ending:
+        return self
+
+    @in_place_of_the_kernel
+    def recv(self, size: int) -> bytes:
+        if not self._words:
+            raise TimeoutError(errno.ETIMEDOUT, "no time")
+        return self._words.pop(0)
+
+    def recv_into(self, buffer: Any) -> int:
+        data = self.recv(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+def test_last_line_that_ends_with_the_file_and_the_time(mode: str) -> None:
+    """A last line without an end comes as soon as the end of the file was seen, though the time be over then."""
+    with conversation(mode) as (file, _):
+        stream: Any = stream_of(file)
+        stream._sock = Ending(stream, b"no ", b"end")
+        assert file.readline() == data_for(mode, "no end")
+
+
 @pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
 @pytest.mark.parametrize("size", [8_191, 8_192, 8_193, 65_535, 65_536, 70_000, 200_000])
 def test_long_line_through_a_timeout(mode: str, size: int) -> None:
@@ -389,6 +434,45 @@ def test_read_takes_no_longer_than_the_timeout(mode: str) -> None:
         finally:
             enough.set()
             thread.join()
+
+
+@pytest.mark.parametrize(
+    ("mode", "stalled"),
+    [("rb", False), ("rwb", False), ("r", False), ("rw", False), ("rwb", True), ("rw", True)],
+)
+@pytest.mark.parametrize("how", ["readline", "next", "readlines", "read"])
+def test_what_comes_in_parts_does_not_lengthen_the_timeout(
+    how: str, mode: str, stalled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that comes shortly before the time is over leaves no more than what is left of it for the rest."""
+    now = 1_000.0
+    deadlines: list[float] = []
+    with conversation(mode, timeout=1.0) as (file, theirs):
+
+        def waiting(_: object, deadline: float) -> int:
+            """Something comes when three quarters of the time are over, and nothing after that."""
+            nonlocal now
+            deadlines.append(deadline)
+            if len(deadlines) == 1:
+                now += 0.75
+                theirs.sendall(b"part")
+                return _waiting.POLLIN
+            raise _waiting.timed_out()
+
+        for module in (_timing, _source):
+            monkeypatch.setattr(module, "monotonic", lambda: now)
+        monkeypatch.setattr(_timing, "wait_by", waiting)
+        monkeypatch.setattr(stream_module, "wait", lambda fd, events, deadline: waiting(fd, deadline))
+        stream = stream_of(file)
+        if stalled:
+            fill(stream)
+            file.write(data_for(mode, "request"))
+        with pytest.raises(TimeoutError):
+            READS[how](file)
+        monkeypatch.undo()
+        if stalled:
+            here(theirs)
+    assert deadlines == [1_001.0, 1_001.0]
 
 
 @pytest.mark.parametrize("mode", ["rwb", "rw"])

@@ -1246,6 +1246,9 @@ class Stopped:
         count: int = self._sock.send(data[:3], flags)
         return count
 
+    def expect_answer(self) -> None:
+        """There is none."""
+
     def for_one_call(self, begun: float | None) -> Any:
         return self
 

@@ -849,6 +849,53 @@ def test_in_a_conversation_a_read_waits_first(pair: tuple[UdStream, UdStream], c
     assert calls[:2] == ["send", "poll"]
 
 
+@pytest.mark.parametrize("mode", ["wb", "w", "rwb", "rw"])
+def test_a_conversation_of_a_file_is_one_too(
+    mode: str, pair: tuple[UdStream, UdStream], calls: Calls
+) -> None:
+    """Lines of a file that go out and come back with a timeout cost as many system calls as those of the stream."""
+    here, there = pair
+    file: Any = here.makefile(mode)
+    reading = file if "r" in mode else here.makefile(mode.replace("w", "r"))
+    assert there.read(1) == b"x"
+    there_too = there.makefile("rwb")
+    for _ in range(3):
+        calls.clear()
+        file.write(b"x\n" if "b" in mode else "x\n")
+        if reading is not file:
+            file.flush()
+        with in_thread(reading.readline) as result:
+            calls.await_("poll")
+            assert there_too.readline() == b"x\n"
+            there_too.write(b"y\n")
+            there_too.flush()
+        assert result == [b"y\n" if "b" in mode else "y\n"]
+        # The sending is the bare socket's in some.
+        assert calls[calls.count("send")] == "poll", calls
+    file.close()
+    reading.close()
+    there_too.close()
+
+
+@pytest.mark.parametrize(
+    "send", [lambda s: s.write_all(b"x"), lambda s: s.writev_all([b"x"]), lambda s: s.writelines([b"x"])]
+)
+def test_what_loops_begins_a_conversation(
+    send: Callable[[UdStream], object], pair: tuple[UdStream, UdStream], calls: Calls
+) -> None:
+    """The answer to what `write_all` and the like sent is waited for first, by `read_exact` as well."""
+    here, there = pair
+    for read in (lambda: here.readinto(bytearray(1)), lambda: here.read_exact(1), here.readall):
+        calls.clear()
+        send(here)
+        if read == here.readall:
+            there.shutdown(Shutdown.WRITE)
+            read()
+        else:
+            answer_late(read, there, calls)
+        assert calls[1] == "poll", calls
+
+
 @pytest.mark.parametrize("at_once", [PATIENCE, 0.0], ids=["early", "late"])
 def test_answers_that_are_there_are_not_waited_for(
     at_once: float, pair: tuple[UdStream, UdStream], calls: Calls, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,10 @@ class CollectingSocket(Around):
     def deadline(self) -> float | None:
         return self.sock.deadline() if isinstance(self.sock, Around) else None
 
+    def expect_answer(self) -> None:
+        if isinstance(self.sock, Around):
+            self.sock.expect_answer()
+
     def recv_into(self, buffer: Buffer) -> int:
         return self._read((buffer,))
 

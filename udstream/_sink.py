@@ -334,6 +334,7 @@ class Sink:
         chunks = self._chunks
         sock = self.raw._sock
         if sock.__class__ is not CSocket:
+            sock.expect_answer()
             sock = self.raw._bare()
         try:
             while chunks:

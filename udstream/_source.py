@@ -250,8 +250,12 @@ class Source:
         if self.midline or self._lf_left:
             self.refuse("a read failed in the middle of a line, and the beginning of that line is lost")
 
-    def _let_sink_send(self, sock: Any) -> None:
-        """Have the sink send; while it cannot send all, wait until it can, or there is something to read."""
+    def _let_sink_send(self, sock: Any) -> bool:
+        """
+        Have the sink send; while it cannot send all, wait until it can, or there is something to read.
+
+        Return whether it waited.
+        """
         if self.excuse is not None:
             raise self.spared()
         sink = self.sink
@@ -266,9 +270,10 @@ class Source:
             except BlockingIOError as error:
                 if not from_system(error):
                     raise
-                return
+                break
             if events & ~POLLOUT:
-                return
+                break
+        return deadline is not None
 
     def _receive(self, sock: Any, size: int) -> bytes:
         sink = self.sink
@@ -284,14 +289,10 @@ class Source:
         return data
 
     def _readinto_with_care(self, buffer: Any) -> int | None:
-        if not (
-            self.gentle or self.dry or self.held or self.one_call or self._ended or self._refusal is not None
-        ):
+        begun = monotonic()
+        sock = self._for_one_receive()
+        if sock is not None:
             # Straight into the buffer; only what comes after the last newline is held back.
-            sock = self.raw._sock
-            sink = self.sink
-            if sink is not None and sink.unsent:
-                self._let_sink_send(sock)
             try:
                 count: int = sock.recv_into(buffer)
             except BaseException:
@@ -306,24 +307,45 @@ class Source:
                 self.midline = False
                 return start + cut
             self.held = bytes(buffer[:count])
-        data = self._next(len(buffer))
+        data = self._next(len(buffer), begun)
         if data is None:
             return None
         buffer[: len(data)] = data
         return len(data)
 
     def _read1_with_care(self) -> bytes:
-        data = self._next(_LONGEST_HELD)
-        if data is None:
+        begun = monotonic()
+        sock = self._for_one_receive()
+        if sock is not None:
+            try:
+                data: bytes = sock.recv(_TEXT_CHUNK)
+            except BaseException:
+                self._refuse_if_midline()
+                raise
+            if not data or self._end is None or data.endswith(self._end):
+                return self._handed_on(data)
+            self.held = data
+        some = self._next(_LONGEST_HELD, begun)
+        if some is None:
             raise self.spared()
-        return data
+        return some
 
-    def _next(self, room: int) -> bytes | None:
+    def _for_one_receive(self) -> Any:
+        """What to receive from if one system call may do; None when there is something to heed, or time has passed."""
+        if self.gentle or self.dry or self.held or self.one_call or self._ended or self._refusal is not None:
+            return None
+        sock = self.raw._sock
+        sink = self.sink
+        if sink is not None and sink.unsent and self._let_sink_send(sock):
+            return None
+        return sock
+
+    def _next(self, room: int, begun: float) -> bytes | None:
         """The next bytes for a reader, at most *room*; None when a gentle reader is to make do without."""
         self._check_refusal()
         if self.dry:
             return None
-        sock = self.one_call or for_one_call(self.raw._sock)
+        sock = self.one_call or for_one_call(self.raw._sock, begun)
         if self.gentle:
             if not self.held:
                 try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     Cmsgs = Iterable[tuple[int, int, Buffer]]
 
@@ -58,12 +58,16 @@ class Around:
     __slots__ = ("sock",)
     sock: Any
 
-    def for_one_call(self, begun: float | None = None) -> Self:
+    def for_one_call(self, begun: float | None = None) -> Around:
         """The same, for all the calls that one method makes, which *begun* then; None: just now."""
         raise NotImplementedError
 
     def deadline(self) -> float | None:
         """When the call that begins now must have ended; None: it has for ever."""
+        raise NotImplementedError
+
+    def expect_answer(self) -> None:
+        """Take note that something was sent, past this."""
         raise NotImplementedError
 
     def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
@@ -75,32 +79,29 @@ class TimedSocket(Around):
     """
     The calls of a socket object, each of which may take *timeout* seconds; then `TimeoutError`.
 
-    With *until*, a point of `time.monotonic`, all of them together may last until then.
+    Of all the calls that one method makes the deadline is one: `for_one_call`.
     """
 
-    __slots__ = ("_answers", "_begun", "_due", "_readable", "timeout", "until")
+    __slots__ = ("_answers", "_due", "_readable", "timeout")
     sock: CSocket
 
-    def __init__(self, sock: CSocket, timeout: float, until: float | None = None) -> None:
+    def __init__(self, sock: CSocket, timeout: float) -> None:
         self.sock = sock
         self.timeout = timeout
-        self.until = until
         # What to poll for something to receive, made when it is first needed: a conversation needs it often.
         self._readable: Any = None
         # How many more answers may be there already before reads try first again; and whether an answer is due.
         self._answers = 0
         self._due = False
-        # Whether one of the calls that have to be done by `until` was made.
-        self._begun = False
 
     def for_one_call(self, begun: float | None = None) -> TimedSocket:
-        until = self.until or (monotonic() if begun is None else begun) + self.timeout
-        one = TimedSocket(self.sock, self.timeout, until)
-        one._readable = self._poller(POLLIN)
-        return one
+        return _ForOneCall(self, (monotonic() if begun is None else begun) + self.timeout)
 
     def deadline(self) -> float:
-        return self.until or monotonic() + self.timeout
+        return monotonic() + self.timeout
+
+    def expect_answer(self) -> None:
+        self._due = self._answers > 0
 
     def recv_into(self, buffer: Buffer) -> int:
         deadline = self._wait_for_answer() if self._due else None
@@ -113,8 +114,6 @@ class TimedSocket(Around):
                 deadline = self._wait(POLLIN, deadline)
 
     def recv(self, size: int) -> bytes:
-        if self.until is not None:
-            self._check_time()
         deadline = self._wait_for_answer() if self._due else None
         while True:
             try:
@@ -158,12 +157,13 @@ class TimedSocket(Around):
 
     def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
         now = (*arguments[:-1], arguments[-1] | MSG_DONTWAIT)
-        if self.until is not None:
-            self._check_time()
-        elif name == "send":
-            self._due = self._answers > 0
-        call = getattr(self.sock, name)
+        receives = name.startswith("recv")
         deadline = None
+        if not receives:
+            self.expect_answer()
+        elif self._due:
+            deadline = self._wait_for_answer()
+        call = getattr(self.sock, name)
         while True:
             try:
                 results += starmap(call, (now,))
@@ -171,13 +171,7 @@ class TimedSocket(Around):
             except BlockingIOError as error:
                 if not from_system(error):
                     raise
-                deadline = self._wait(POLLIN if name.startswith("recv") else POLLOUT, deadline)
-
-    def _check_time(self) -> None:
-        """Of the calls that have to be done by `until` any but the first may come too late, also without a wait."""
-        if self._begun and self.until is not None and monotonic() >= self.until:
-            raise timed_out()
-        self._begun = True
+                deadline = self._wait(POLLIN if receives else POLLOUT, deadline)
 
     def _wait_for_answer(self) -> float | None:
         """
@@ -216,7 +210,7 @@ class TimedSocket(Around):
             if not get_blocking(fd):
                 self._answers = 0
                 raise BlockingIOError(errno.EAGAIN, strerror(errno.EAGAIN)) from None
-            deadline = self.until or (begun or monotonic()) + self.timeout
+            deadline = self._deadline(begun)
         elif monotonic() >= deadline:
             # Whatever is there by now, others were quicker the last time too.
             raise timed_out() from None
@@ -231,12 +225,76 @@ class TimedSocket(Around):
             self._answers = _ANSWERS
         return deadline
 
+    def _deadline(self, begun: float | None) -> float:
+        return (begun or monotonic()) + self.timeout
+
     def _poller(self, event: int) -> Any:
         if event != POLLIN:
             return poller_for(self.sock.fileno(), event)
         if self._readable is None:
             self._readable = poller_for(self.sock.fileno(), POLLIN)
         return self._readable
+
+
+class _ForOneCall(TimedSocket):
+    """
+    The same calls, all of which together may last until a point of `time.monotonic`.
+
+    What it learns about the conversation, and asks of it, is the stream's, and stays when this is gone.
+    """
+
+    __slots__ = ("_begun", "_conversation", "_until")
+
+    def __init__(self, conversation: TimedSocket, until: float) -> None:
+        self.sock = conversation.sock
+        self.timeout = conversation.timeout
+        self._conversation = conversation
+        self._readable = conversation._poller(POLLIN)
+        self._until = until
+        # Whether one of the calls was made.
+        self._begun = False
+
+    @property
+    def _answers(self) -> int:
+        return self._conversation._answers
+
+    @_answers.setter
+    def _answers(self, count: int) -> None:
+        self._conversation._answers = count
+
+    @property
+    def _due(self) -> bool:
+        return self._conversation._due
+
+    @_due.setter
+    def _due(self, flag: bool) -> None:
+        self._conversation._due = flag
+
+    def for_one_call(self, begun: float | None = None) -> TimedSocket:
+        return self
+
+    def deadline(self) -> float:
+        return self._until
+
+    def expect_answer(self) -> None:
+        self._conversation.expect_answer()
+
+    def recv(self, size: int) -> bytes:
+        self._check_time()
+        return super().recv(size)
+
+    def keep(self, results: list[Any], name: str, arguments: tuple[Any, ...]) -> None:
+        self._check_time()
+        super().keep(results, name, arguments)
+
+    def _deadline(self, begun: float | None) -> float:
+        return self._until
+
+    def _check_time(self) -> None:
+        """Any of the calls but the first may come too late, also without a wait."""
+        if self._begun and monotonic() >= self._until:
+            raise timed_out()
+        self._begun = True
 
 
 def for_one_call(sock: Any, begun: float | None = None) -> Any:

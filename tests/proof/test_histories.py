@@ -62,7 +62,7 @@ TIMEOUTS = [None, None, INSTANT, 0.001, 60.0]
 @pytest.fixture(autouse=True)
 def time_stands_still_while_data_flows(monkeypatch: pytest.MonkeyPatch) -> None:
     """No history takes as long as 60 seconds; and one whose time is over at once must not be over by chance."""
-    monkeypatch.setattr(_timing.TimedSocket, "_check_time", lambda self: None)
+    monkeypatch.setattr(_timing._ForOneCall, "_check_time", lambda self: None)
 
 
 # What is sent is cut from this, one piece after the other, so that a byte lost or doubled cannot go unseen.
