@@ -16,7 +16,7 @@ import connections
 import pytest
 from connections import data_for, everything, fill, here, stream_of
 from fakes import in_place_of_the_kernel
-from meanwhile import PATIENCE
+from meanwhile import PATIENCE, blocked_in
 
 from udstream import UdStream, _source, _timing, _waiting
 from udstream import stream as stream_module
@@ -380,23 +380,68 @@ def test_long_line_through_a_timeout(mode: str, size: int) -> None:
             assert pieces == [data_for(mode, line), data_for(mode, "next\n")]
 
 
-@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
-def test_timeout_set_later_loses_nothing_in_silence(mode: str) -> None:
-    """A timeout that is set on the stream when the file has already been read from counts as well."""
-    for how, read in reads_for(mode).items():
-        with conversation(mode, timeout=None) as (file, theirs):
-            theirs.sendall(b"first\npart")
-            assert file.readline() == data_for(mode, "first\n")
-            stream_of(file).timeout = MOMENT
-            pieces: list[Any] = []
-            feed = feeding(theirs, b" of a line\n", b"last\n")
-            expected = data_for(mode, "part of a line\nlast\n")
-            try:
-                collect(file, read, feed, pieces)
-            except Refused:
-                assert expected.startswith(data_for(mode, "").join(pieces)), how
-            else:
-                assert data_for(mode, "").join(pieces) == expected, how
+@pytest.mark.parametrize("first", [b"first\n", b"first\npart", b"first\nsecond\npart"])
+@pytest.mark.parametrize(("mode", "how"), EVERY_READ)
+def test_timeout_set_later_loses_nothing(mode: str, how: str, first: bytes) -> None:
+    """A timeout that is set when a file has already been read from, up to a line or beyond, counts as well."""
+    with conversation(mode, timeout=None) as (file, theirs):
+        theirs.sendall(first)
+        assert file.readline() == data_for(mode, "first\n")
+        stream_of(file).timeout = MOMENT
+        pieces: list[Any] = []
+        expected = data_for(mode, first[6:].decode() + " of a line\nlast\n")
+        try:
+            collect(file, reads_for(mode)[how], feeding(theirs, b" of a line\n", b"last\n"), pieces)
+        except Refused:
+            # A text file has decoded it.
+            assert mode in ("r", "rw") and (first != b"first\n" or (mode, how) not in NEVER_REFUSED)
+            assert expected.startswith(data_for(mode, "").join(pieces))
+        else:
+            assert data_for(mode, "").join(pieces) == expected
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb"])
+@pytest.mark.parametrize("how", reads_for("rb"))
+def test_nonblocking_set_later_loses_nothing(mode: str, how: str) -> None:
+    """A binary file over a stream that becomes nonblocking then: nothing yet is never taken for the end."""
+    with conversation(mode, timeout=None) as (file, theirs):
+        theirs.sendall(b"first\npart")
+        assert file.readline() == b"first\n"
+        stream_of(file).set_nonblocking(True)
+        pieces: list[Any] = []
+        collect(file, reads_for(mode)[how], feeding(theirs, b" of a line\n", b"last\n"), pieces)
+        assert b"".join(pieces) == b"part of a line\nlast\n"
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb"])
+def test_a_method_from_before_the_timeout(mode: str) -> None:
+    """A `readline` that was held when the timeout was set loses nothing in silence: it may refuse to go on."""
+    with conversation(mode, timeout=None) as (file, theirs):
+        theirs.sendall(b"first\npart")
+        readline = file.readline
+        assert readline() == b"first\n"
+        stream_of(file).timeout = MOMENT
+        with pytest.raises(TimeoutError):
+            readline()
+        theirs.sendall(b" of a line\n")
+        with pytest.raises(OSError, match="cannot read on"):
+            readline()
+
+
+@pytest.mark.parametrize("mode", ["rb", "rwb"])
+def test_timeout_set_while_a_thread_reads(mode: str) -> None:
+    """Setting a timeout waits for no read that is on its way; that one goes on as it began."""
+    with conversation(mode, timeout=None) as (file, theirs):
+        theirs.sendall(b"part")
+        with blocked_in(file.readline) as line:
+            stream_of(file).timeout = PATIENCE
+            theirs.sendall(b" of a line\nlast")
+        assert line == [b"part of a line\n"]
+        stream_of(file).timeout = MOMENT
+        with pytest.raises(TimeoutError):
+            file.readline()
+        theirs.sendall(b" line\n")
+        assert file.readline() == b"last line\n"
 
 
 @pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])

@@ -56,6 +56,7 @@ class Source:
         "crlf",
         "dry",
         "excuse",
+        "for_text",
         "gentle",
         "held",
         "midline",
@@ -67,6 +68,7 @@ class Source:
     closed: bool | _BeforeRead
     crlf: bool
     dry: bool
+    for_text: bool
     gentle: bool
     held: bytes
     midline: bool
@@ -79,6 +81,8 @@ class Source:
         self.sink: Sink | None = None
         # Whether a binary file's readers are such as can do with a read that fails.
         self.careful = careful
+        # Whether a text layer reads from it.
+        self.for_text = False
         # What was received and not yet handed on.
         self.held = b""
         # True while a reader is at work that keeps what it gets; then no line is held back for it.
@@ -102,7 +106,8 @@ class Source:
         self._ended = False
 
     def tell_lines(self, newline: str | None, encoding: str) -> None:
-        """Say what ends a line in what is received, if its bytes show that before they are decoded."""
+        """Say that it is text, and what ends a line in what is received, if its bytes show that before they are decoded."""
+        self.for_text = True
         self._universal = not newline
         self.crlf = newline == "\r\n"
         if not newline and encoding in ("utf-8", "UTF-8"):
@@ -146,11 +151,7 @@ class Source:
             if from_system(error):
                 if isinstance(error, BlockingIOError):
                     return None
-                if isinstance(error, TimeoutError):
-                    why = "the timeout was set after the file was made, and what a timed-out read had is lost"
-                else:
-                    why = "a read failed, and what it had is lost"
-                self.refuse(why)
+                self.refuse("a read failed, and what it had is lost")
             raise
         return count
 

@@ -190,7 +190,13 @@ class _CarefulReader:
         # Between two calls the reader has whole lines only, so this one has nothing to lose.
         self.readline = reader.readline
 
+    def readline_of_any(self, size: int | None = -1, /) -> bytes:
+        """`readline` for a reader that may have had a part of a line before it was one of these."""
+        self._give_back()
+        return self.readline(size)  # type: ignore[no-any-return]
+
     def __iter__(self) -> Iterator[bytes]:
+        self._give_back()
         return iter(self._reader)
 
     def _gently(self, call: Callable[[Any], Any], argument: Any) -> Any:
@@ -204,9 +210,13 @@ class _CarefulReader:
         finally:
             source.gentle = False
             source.one_call = None
-            if source.midline:
-                source.unread(self._take_buffered())
-                source.midline = False
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """See to it that the reader has whole lines only: of what is no line the rest may never come."""
+        if self._source.midline:
+            self._source.unread(self._take_buffered())
+            self._source.midline = False
 
     def _take_buffered(self) -> bytes:
         """What the reader has got and not yet handed on."""
@@ -263,6 +273,7 @@ class _CarefulReader:
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         lines: list[bytes] = []
+        self._give_back()
         self._source.one_call = for_one_call(self._source.raw._sock)
         try:
             gather_lines(self.readline, hint, lines, b"")
@@ -450,8 +461,8 @@ class _File:
             if not stream.closed:
                 self._send_the_rest()
                 # Other files over the same stream go with it.
-                for file in [reference() for reference in stream._files]:
-                    if file is not None and file is not self:
+                for file in stream._files_over():
+                    if file is not self:
                         file._send_the_rest()
         finally:
             stream.close()
@@ -459,6 +470,9 @@ class _File:
             # if a signal handler raised just then.
             if id(self) in _OPEN:
                 self._stream_closed()
+
+    def _reads_may_fail(self) -> None:
+        """What the stream says when it gets a timeout, or becomes nonblocking: losses were impossible before."""
 
     def _send_the_rest(self) -> None:
         sink = self._sink
@@ -591,6 +605,18 @@ class BinaryFile(_File, _BinaryBase):
         if source is not None and sink is not None and source.sink is None:
             sink.tie(source)
         self._opened(stream)
+
+    def _reads_may_fail(self) -> None:
+        source = self._source
+        # A text layer sees to itself.
+        if source is None or source.careful or source.for_text:
+            return
+        # Now there may be a part of a line in the reader. If it fails before that is given back, it must refuse.
+        source.midline = source.careful = True
+        self._reader = careful = _CarefulReader(self._reader, source)
+        self.read = careful.read  # type: ignore[method-assign,assignment]
+        self.readinto = careful.readinto  # type: ignore[method-assign,assignment]
+        self.readline = careful.readline_of_any  # type: ignore[method-assign]
 
     def _stream_closed(self) -> None:
         _File._stream_closed(self)

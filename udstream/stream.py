@@ -298,20 +298,21 @@ class UdStream(_RawBase):
         What was written to those is sent first; an error in that leaves all as it was. What they have read
         ahead is gone.
         """
-        for file in [reference() for reference in self._files]:
-            if file is not None:
-                file._send_the_rest()
+        for file in self._files_over():
+            file._send_the_rest()
         fd = self._bare().detach()
         self._forget()
         return fd
+
+    def _files_over(self) -> list[Any]:
+        return [file for file in (reference() for reference in self._files) if file is not None]
 
     def _forget(self) -> None:
         self._sock = _CLOSED
         self.closed = True
         if self._files:
-            for file in [reference() for reference in self._files]:
-                if file is not None:
-                    file._stream_closed()
+            for file in self._files_over():
+                file._stream_closed()
 
     def close(self) -> None:
         """
@@ -449,6 +450,12 @@ class UdStream(_RawBase):
             self._sock.sock = inner
         else:
             self._sock = inner
+        if seconds is not None:
+            self._tell_files()
+
+    def _tell_files(self) -> None:
+        for file in self._files_over():
+            file._reads_may_fail()
 
     def set_nonblocking(self, flag: bool) -> None:
         """
@@ -461,6 +468,8 @@ class UdStream(_RawBase):
         self._bare().setblocking(not flag)
         # A timed one forgets that it had to wait for answers.
         self.timeout = self.timeout
+        if flag:
+            self._tell_files()
 
     def is_nonblocking(self) -> bool:
         """Whether the connection is nonblocking. System call: ``fcntl``."""

@@ -53,7 +53,6 @@ AT_RANDOM = int(os.environ.get("UDSTREAM_HISTORIES", "0"))
 
 # How long a call that is compared may take, and a whole step.
 PATIENCE, MUCH_PATIENCE = 5, 30
-SKIPPED = object()
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 INSTANT = 1e-9
 TIMEOUTS = [None, None, INSTANT, 0.001, 60.0]
@@ -878,9 +877,7 @@ class Files(History):
             buffering = -1
         self.size = buffering if buffering > 1 else 8192
         self.file: Any = self.stream.makefile(mode, buffering, encoding=encoding, newline=newline)
-        # Whether the file was made knowing that its reads may fail.
-        self.careful = not self.binary or self.nonblocking or timeout is not None
-        # Whether it may hold back the beginning of a line; text does so from its first timeout on.
+        # Whether it may hold back the beginning of a line: from its first timeout on.
         self.holds_back = self.nonblocking or timeout is not None
         self.incoming = model.Incoming(self.encoding, newline)
         self.outgoing = model.Outgoing(self.encoding, newline)
@@ -990,9 +987,9 @@ class Files(History):
     # --- reading ---
 
     @reading
-    @rule(how=st.sampled_from(sorted(BINARY_READS)), size=sizes, impatient=rarely)
-    def read(self, how: str, size: int, impatient: bool) -> None:
-        self._read_one(how, size, impatient)
+    @rule(how=st.sampled_from(sorted(BINARY_READS)), size=sizes)
+    def read(self, how: str, size: int) -> None:
+        self._read_one(how, size)
 
     @reading
     @rule(
@@ -1007,9 +1004,9 @@ class Files(History):
         for words, how, size in reads:
             if words:
                 self._peer_says([size + word for word in range(words)], 3 * words + size % 3)
-            self._read_one(how, size, False)
+            self._read_one(how, size)
 
-    def _read_one(self, how: str, size: int, impatient: bool) -> None:
+    def _read_one(self, how: str, size: int) -> None:
         if how not in TEXT_READS and not self.binary:
             return
         if how == "readline(n)" and not self.binary:
@@ -1023,10 +1020,7 @@ class Files(History):
             promised = self._without(how, size)
         held_back = how == "readline(n)" and self._holds_back(promised)
         waits = held_back or isinstance(promised, TimeoutError)
-        actual = self._read(lambda: call(self.file, size), waits, impatient)
-        if actual is SKIPPED:
-            self.incoming.pending = before
-            return
+        actual = self._read(lambda: call(self.file, size), waits)
         if self._refuses(actual, size):
             self.incoming.pending = before
             return
@@ -1040,15 +1034,15 @@ class Files(History):
         self.sent_by_read(isinstance(promised, OSError))
 
     @precondition(lambda self: self.binary and self.reads and not self.stream.closed)
-    @rule(how=st.sampled_from(sorted(SOME)), size=st.integers(1, 20), impatient=rarely)
-    def read_some(self, how: str, size: int, impatient: bool) -> None:
+    @rule(how=st.sampled_from(sorted(SOME)), size=st.integers(1, 20))
+    def read_some(self, how: str, size: int) -> None:
         before = self.incoming.pending
         promised: Any = b"something"
         if not before and not self.incoming.ended:
             promised = self._stalled()
         waits = isinstance(promised, TimeoutError)
-        actual = self._read(lambda: SOME[how](self.file, size), waits, impatient)
-        if actual is SKIPPED or self._refuses(actual, size):
+        actual = self._read(lambda: SOME[how](self.file, size), waits)
+        if self._refuses(actual, size):
             return
         if isinstance(promised, OSError):
             assert plainly(actual) == plainly(promised)
@@ -1069,14 +1063,10 @@ class Files(History):
         """
         return self.holds_back and bool(promised) and not isinstance(promised, OSError)
 
-    def _read(self, call: Callable[[], Any], waits: bool, impatient: bool) -> Any:
-        """Make the call, unless it would wait for ever and nobody is impatient."""
+    def _read(self, call: Callable[[], Any], waits: bool) -> Any:
+        """Make the call; if it would wait for ever, with a timeout."""
         if waits and (self.timeout is None or self.timeout > 1):
-            # A timeout that a binary file was not made for lets it read on no more.
-            if not self.careful and not impatient:
-                return SKIPPED
-            self.stream.timeout = INSTANT
-            self.holds_back = self.holds_back or not self.binary
+            self._set_timeout(INSTANT)
         try:
             return attempt(call)
         finally:
@@ -1096,7 +1086,7 @@ class Files(History):
     def _loses(self, how: str, size: int) -> bool:
         """Whether a read that fails may be the last."""
         if self.binary:
-            return not self.careful or len(self.incoming.pending) > 60_000
+            return len(self.incoming.pending) > 60_000
         return (
             self.ahead
             or self.encoding == "utf-16"
@@ -1182,17 +1172,21 @@ class Files(History):
     @still_open
     @rule(seconds=st.sampled_from(TIMEOUTS))
     def set_timeout(self, seconds: float | None) -> None:
-        self.stream.timeout = self.timeout = seconds
-        self.holds_back = self.holds_back or (not self.binary and seconds is not None)
+        self.timeout = seconds
+        self._set_timeout(seconds)
+
+    def _set_timeout(self, seconds: float | None) -> None:
+        self.stream.timeout = seconds
+        self.holds_back = self.holds_back or seconds is not None
 
     @still_open
     @rule(flag=st.booleans())
     def set_nonblocking(self, flag: bool) -> None:
-        # A file that was not made for it does what the standard library does, where nothing yet may look like the
-        # end; and text never is.
-        if self.binary and self.careful:
+        # Text never is.
+        if self.binary:
             self.nonblocking = flag
             self.stream.set_nonblocking(flag)
+            self.holds_back = self.holds_back or flag
 
     @still_open
     @rule()
