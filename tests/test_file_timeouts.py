@@ -482,41 +482,45 @@ def test_read_takes_no_longer_than_the_timeout(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "stalled"),
-    [("rb", False), ("rwb", False), ("r", False), ("rw", False), ("rwb", True), ("rw", True)],
+    ("mode", "at_first"),
+    [
+        *((mode, "a part comes") for mode in ("rb", "rwb", "r", "rw")),
+        *((mode, at_first) for mode in ("rwb", "rw") for at_first in ("stalled, a part comes", "stalled")),
+    ],
 )
 @pytest.mark.parametrize("how", ["readline", "next", "readlines", "read"])
 def test_what_comes_in_parts_does_not_lengthen_the_timeout(
-    how: str, mode: str, stalled: bool, monkeypatch: pytest.MonkeyPatch
+    how: str, mode: str, at_first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A part that comes shortly before the time is over leaves no more than what is left of it for the rest."""
+    """A part that comes, or room to send, shortly before the time is over leaves no more than the rest of it."""
     now = 1_000.0
     deadlines: list[float] = []
     with conversation(mode, timeout=1.0) as (file, theirs):
 
         def waiting(_: object, deadline: float) -> int:
-            """Something comes when three quarters of the time are over, and nothing after that."""
+            """Something happens when three quarters of the time are over, and nothing after that."""
             nonlocal now
             deadlines.append(deadline)
-            if len(deadlines) == 1:
-                now += 0.75
-                theirs.sendall(b"part")
-                return _waiting.POLLIN
-            raise _waiting.timed_out()
+            if len(deadlines) > 1:
+                raise _waiting.timed_out()
+            now += 0.75
+            if at_first == "stalled":
+                here(theirs)
+                return _waiting.POLLOUT
+            theirs.sendall(b"part")
+            return _waiting.POLLIN
 
         for module in (_timing, _source):
             monkeypatch.setattr(module, "monotonic", lambda: now)
         monkeypatch.setattr(_timing, "wait_by", waiting)
         monkeypatch.setattr(stream_module, "wait", lambda fd, events, deadline: waiting(fd, deadline))
-        stream = stream_of(file)
-        if stalled:
-            fill(stream)
+        if at_first != "a part comes":
+            fill(stream_of(file))
             file.write(data_for(mode, "request"))
         with pytest.raises(TimeoutError):
             READS[how](file)
         monkeypatch.undo()
-        if stalled:
-            here(theirs)
+        here(theirs)
     assert deadlines == [1_001.0, 1_001.0]
 
 
