@@ -291,14 +291,16 @@ class Source:
 
     def _readinto_with_care(self, buffer: Any) -> int | None:
         begun = monotonic()
-        sock = self._for_one_receive()
-        if sock is not None:
+        count: int | None = None
+        try:
+            sock = self._for_one_receive()
+            if sock is not None:
+                count = sock.recv_into(buffer)
+        except BaseException:
+            self._refuse_if_midline()
+            raise
+        if count is not None:
             # Straight into the buffer; only what comes after the last newline is held back.
-            try:
-                count: int = sock.recv_into(buffer)
-            except BaseException:
-                self._refuse_if_midline()
-                raise
             if not count:
                 return 0
             start = max(0, count - _NEAR_THE_END)
@@ -316,13 +318,15 @@ class Source:
 
     def _read1_with_care(self) -> bytes:
         begun = monotonic()
-        sock = self._for_one_receive()
-        if sock is not None:
-            try:
-                data: bytes = sock.recv(_TEXT_CHUNK)
-            except BaseException:
-                self._refuse_if_midline()
-                raise
+        data: bytes | None = None
+        try:
+            sock = self._for_one_receive()
+            if sock is not None:
+                data = sock.recv(_TEXT_CHUNK)
+        except BaseException:
+            self._refuse_if_midline()
+            raise
+        if data is not None:
             if not data or self._end is None or data.endswith(self._end):
                 return self._handed_on(data)
             self.held = data

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from connections import fill
 from meanwhile import no_collecting
 
 from udstream import Shutdown, UdStream, ancillary
@@ -124,3 +125,23 @@ def test_limited_line_with_a_timeout_waits_for_its_end(mode: str) -> None:
         there.write(b" but now\n")
         said = [file.readline(2), file.readline(), file.readline(0)]
         assert said == ([b"no", b" end but now\n", b""] if "b" in mode else ["no", " end but now\n", ""])
+
+
+@pytest.mark.parametrize(("mode", "size", "encoding"), [("rw", 1_000, "utf-16-le"), ("rwb", 80_000, None)])
+def test_time_that_is_over_in_sending(mode: str, size: int, encoding: str | None) -> None:
+    """A read in the middle of a line, over before what was written is sent: the line is not lost in silence."""
+    here, there = UdStream.pair()
+    here.timeout = 0.05
+    with there, here.makefile(mode, encoding=encoding) as file:
+        fill(here)
+        file.write("request" if encoding else b"request")
+        # More than is held back, which is nothing in UTF-16, and without an end.
+        there.write_all(("x" * size).encode(encoding or "ascii"))
+        with pytest.raises(TimeoutError):
+            file.readline()
+        there.write_all("\n".encode(encoding or "ascii"))
+        with pytest.raises(OSError, match="cannot read on"):
+            file.readline()
+        there.set_nonblocking(True)
+        while there.read(1 << 20):
+            pass
