@@ -878,14 +878,27 @@ def test_a_conversation_of_a_file_is_one_too(
 
 
 @pytest.mark.parametrize(
-    "send", [lambda s: s.write_all(b"x"), lambda s: s.writev_all([b"x"]), lambda s: s.writelines([b"x"])]
+    "send",
+    [
+        lambda s: s.write_all(b"x"),
+        lambda s: s.writev([b"x"]),
+        lambda s: s.writev_all([b"x"]),
+        lambda s: s.writelines([b"x"]),
+        lambda s: s.send_fds(b"x", [0]),
+    ],
 )
-def test_what_loops_begins_a_conversation(
+def test_whatever_sends_begins_a_conversation(
     send: Callable[[UdStream], object], pair: tuple[UdStream, UdStream], calls: Calls
 ) -> None:
-    """The answer to what `write_all` and the like sent is waited for first, by `read_exact` as well."""
+    """The answer to what `write_all` and the like sent is waited for first, by `read_exact` and the like as well."""
     here, there = pair
-    for read in (lambda: here.readinto(bytearray(1)), lambda: here.read_exact(1), here.readall):
+    for read in (
+        lambda: here.readinto(bytearray(1)),
+        lambda: here.readv([bytearray(1)]),
+        lambda: here.read_exact(1),
+        lambda: here.recv_fds(1),
+        here.readall,
+    ):
         calls.clear()
         send(here)
         if read == here.readall:

@@ -334,7 +334,8 @@ class Sink:
         chunks = self._chunks
         sock = self.raw._sock
         if sock.__class__ is not CSocket:
-            sock.expect_answer()
+            if chunks:
+                sock.expect_answer()
             sock = self.raw._bare()
         try:
             while chunks:

@@ -124,7 +124,7 @@ class TimedSocket(Around):
                 deadline = self._wait(POLLIN, deadline)
 
     def recvmsg_into(self, buffers: Iterable[Buffer]) -> Any:
-        deadline = None
+        deadline = self._wait_for_answer() if self._due else None
         while True:
             try:
                 return self.sock.recvmsg_into(buffers, 0, MSG_DONTWAIT)
@@ -146,6 +146,7 @@ class TimedSocket(Around):
                 deadline = self._wait(POLLOUT, deadline)
 
     def sendmsg(self, buffers: Sequence[Buffer], ancillary: Cmsgs, flags: int) -> int:
+        self._due = self._answers > 0
         deadline = None
         while True:
             try:

@@ -1289,7 +1289,7 @@ def no_endless_wait() -> Iterator[None]:
     """Turn a call that hangs into one that fails."""
 
     def give_up(*_: object) -> None:
-        raise AssertionError("a call still waits after seconds")
+        raise AssertionError("it still waits after many seconds")
 
     before = signal.signal(signal.SIGALRM, give_up)
     yield
