@@ -414,18 +414,32 @@ def test_nonblocking_set_later_loses_nothing(mode: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["rb", "rwb"])
-def test_a_method_from_before_the_timeout(mode: str) -> None:
-    """A `readline` that was held when the timeout was set loses nothing in silence: it may refuse to go on."""
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("how", ["readline", "read(100)", "readinto(100)", "iterator"])
+def test_a_method_from_before_the_timeout(how: str, used: bool, mode: str) -> None:
+    """What was held of a file when its timeout was set loses nothing in silence: the file refuses to go on."""
     with conversation(mode, timeout=None) as (file, theirs):
-        theirs.sendall(b"first\npart")
-        readline = file.readline
-        assert readline() == b"first\n"
+        held: dict[str, Callable[[], Any]] = {
+            "readline": file.readline,
+            "read(100)": partial(file.read, 100),
+            "readinto(100)": partial(file.readinto, bytearray(100)),
+            "iterator": iter(file).__next__,
+        }
+        theirs.sendall(b"first\n")
+        assert file.readline() == b"first\n"
         stream_of(file).timeout = MOMENT
+        theirs.sendall(b"second\n")
+        if used:
+            assert file.readline() == b"second\n"
+        if how not in ("readline", "iterator"):
+            theirs.sendall(b"third\n")
+        elif not used:
+            assert held[how]() == b"second\n"
         with pytest.raises(TimeoutError):
-            readline()
-        theirs.sendall(b" of a line\n")
+            held[how]()
+        theirs.sendall(b"last\n")
         with pytest.raises(OSError, match="cannot read on"):
-            readline()
+            file.readline()
 
 
 @pytest.mark.parametrize("mode", ["rb", "rwb"])

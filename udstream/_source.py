@@ -63,6 +63,7 @@ class Source:
         "one_call",
         "raw",
         "sink",
+        "trusting",
     )
     careful: bool
     closed: bool | _BeforeRead
@@ -73,6 +74,7 @@ class Source:
     held: bytes
     midline: bool
     raw: Raw
+    trusting: bool
 
     def __init__(self, raw: Raw, careful: bool) -> None:
         self.raw = raw
@@ -81,6 +83,8 @@ class Source:
         self.sink: Sink | None = None
         # Whether a binary file's readers are such as can do with a read that fails.
         self.careful = careful
+        # Whether a reader that does not say so has no more to lose than the line that it is at.
+        self.trusting = True
         # Whether a text layer reads from it.
         self.for_text = False
         # What was received and not yet handed on.
@@ -250,6 +254,8 @@ class Source:
     def _refuse_if_midline(self) -> None:
         if self.midline or self._lf_left:
             self.refuse("a read failed in the middle of a line, and the beginning of that line is lost")
+        elif not self.trusting:
+            self.refuse("a method that was got before reads could fail was used, and what it had is lost")
 
     def _let_sink_send(self, sock: Any) -> bool:
         """

@@ -180,23 +180,20 @@ class _CarefulReader:
     return what it has got. That is given back to the source, and the failure raised.
     """
 
-    __slots__ = ("_reader", "_source", "kept", "readline")
+    __slots__ = ("_reader", "_source", "kept")
     # What is to live as long as this does.
     kept: object
 
     def __init__(self, reader: Any, source: Source) -> None:
         self._reader = reader
         self._source = source
-        # Between two calls the reader has whole lines only, so this one has nothing to lose.
-        self.readline = reader.readline
 
-    def readline_of_any(self, size: int | None = -1, /) -> bytes:
-        """`readline` for a reader that may have had a part of a line before it was one of these."""
-        self._give_back()
-        return self.readline(size)  # type: ignore[no-any-return]
+    @property
+    def readline(self) -> Callable[..., bytes]:
+        """The C code's own: between two calls the reader has whole lines only, so that has nothing to lose."""
+        return self._reader.readline  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[bytes]:
-        self._give_back()
         return iter(self._reader)
 
     def _gently(self, call: Callable[[Any], Any], argument: Any) -> Any:
@@ -273,7 +270,6 @@ class _CarefulReader:
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         lines: list[bytes] = []
-        self._give_back()
         self._source.one_call = for_one_call(self._source.raw._sock)
         try:
             gather_lines(self.readline, hint, lines, b"")
@@ -284,6 +280,33 @@ class _CarefulReader:
         finally:
             self._source.one_call = None
         return lines
+
+
+class _LateReader(_CarefulReader):
+    """
+    One for a file that was in use before its reads could fail.
+
+    The C reader may have a part of a line then; and whoever holds a method of its own may call that still.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, reader: Any, source: Source) -> None:
+        super().__init__(reader, source)
+        source.midline = source.careful = True
+        source.trusting = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._give_back()
+        source = self._source
+        source.trusting = True
+        try:
+            return self._reader.readline(size)  # type: ignore[no-any-return]
+        finally:
+            source.trusting = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
 
 
 def gather_lines(readline: Callable[..., Any], hint: int | None, lines: list[Any], end: object) -> None:
@@ -611,12 +634,10 @@ class BinaryFile(_File, _BinaryBase):
         # A text layer sees to itself.
         if source is None or source.careful or source.for_text:
             return
-        # Now there may be a part of a line in the reader. If it fails before that is given back, it must refuse.
-        source.midline = source.careful = True
-        self._reader = careful = _CarefulReader(self._reader, source)
-        self.read = careful.read  # type: ignore[method-assign,assignment]
-        self.readinto = careful.readinto  # type: ignore[method-assign,assignment]
-        self.readline = careful.readline_of_any  # type: ignore[method-assign]
+        self._reader = late = _LateReader(self._reader, source)
+        self.read = late.read  # type: ignore[method-assign,assignment]
+        self.readinto = late.readinto  # type: ignore[method-assign,assignment]
+        self.readline = late.readline  # type: ignore[method-assign]
 
     def _stream_closed(self) -> None:
         _File._stream_closed(self)
