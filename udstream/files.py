@@ -188,9 +188,8 @@ class _CarefulReader:
         self._reader = reader
         self._source = source
 
-    @property
-    def readline(self) -> Callable[..., bytes]:
-        """The C code's own: between two calls the reader has whole lines only, so that has nothing to lose."""
+    def _by_line(self) -> Callable[..., bytes]:
+        # The C code's own: between two calls the reader has whole lines only, so that has nothing to lose.
         return self._reader.readline  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[bytes]:
@@ -272,7 +271,7 @@ class _CarefulReader:
         lines: list[bytes] = []
         self._source.one_call = for_one_call(self._source.raw._sock)
         try:
-            gather_lines(self.readline, hint, lines, b"")
+            gather_lines(self._by_line(), hint, lines, b"")
         except BaseException:
             # Before what the reader has of the lines after them.
             self._source.unread(b"".join(lines) + self._take_buffered())
@@ -295,6 +294,9 @@ class _LateReader(_CarefulReader):
         super().__init__(reader, source)
         source.midline = source.careful = True
         source.trusting = False
+
+    def _by_line(self) -> Callable[..., bytes]:
+        return self.readline
 
     def readline(self, size: int | None = -1, /) -> bytes:
         self._give_back()
