@@ -72,8 +72,9 @@ class Mode:
 
     def check(self, buffering: int, encoding: str | None, errors: str | None, newline: str | None) -> None:
         """Raise what `open` would for arguments that do not go with this mode, before anything is opened."""
-        if buffering == -1 and encoding is errors is newline is None:
-            return
+        if buffering == -1 and errors is newline is None:
+            if encoding is None or (encoding.__class__ is str and encoding in _CODECS and not self.binary):
+                return
         if not isinstance(buffering, int):
             raise TypeError(f"buffering must be int, not {type(buffering).__name__}")
         if self.binary:
@@ -91,6 +92,7 @@ class Mode:
         # "locale" is not the name of a codec: io puts the locale's in its place.
         if encoding is not None and encoding != "locale":
             "".encode(encoding)
+            _CODECS.add(encoding)
 
 
 def named_encoding(mode: Mode, encoding: str | None) -> str | None:
@@ -149,6 +151,8 @@ _TWO_WAYS = max(8192, io.DEFAULT_BUFFER_SIZE // 4)
 _GATHERED = 65536
 
 _KNOWN: dict[str, Mode] = {}
+# The names of encodings that were asked for, and that there are.
+_CODECS: set[str] = set()
 
 # What each open file needs to send its last bytes. The garbage collector finishes off the members of a cycle in
 # no helpful order, the socket before the file, say; but nothing that is held here.
@@ -485,10 +489,11 @@ class _File:
         try:
             if not stream.closed:
                 self._send_the_rest()
-                # Other files over the same stream go with it.
-                for file in stream._files_over():
-                    if file is not self:
-                        file._send_the_rest()
+                if len(stream._files) > 1:
+                    # Other files over the same stream go with it.
+                    for file in stream._files_over():
+                        if file is not self:
+                            file._send_the_rest()
         finally:
             stream.close()
             # The stream tells its files; but not one that is being collected, which it may not know any more, nor

@@ -305,7 +305,7 @@ class UdStream(_RawBase):
         return fd
 
     def _files_over(self) -> list[Any]:
-        return [file for file in (reference() for reference in self._files) if file is not None]
+        return [file for reference in self._files if (file := reference()) is not None]
 
     def _forget(self) -> None:
         self._sock = _CLOSED
