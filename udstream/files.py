@@ -72,9 +72,9 @@ class Mode:
 
     def check(self, buffering: int, encoding: str | None, errors: str | None, newline: str | None) -> None:
         """Raise what `open` would for arguments that do not go with this mode, before anything is opened."""
-        if buffering == -1 and errors is newline is None:
-            if encoding is None or (encoding.__class__ is str and encoding in _CODECS and not self.binary):
-                return
+        known = encoding is None or (encoding.__class__ is str and encoding in _CODECS and not self.binary)
+        if known and buffering == -1 and errors is newline is None:
+            return
         if not isinstance(buffering, int):
             raise TypeError(f"buffering must be int, not {type(buffering).__name__}")
         if self.binary:
