@@ -415,12 +415,13 @@ def test_nonblocking_set_later_loses_nothing(mode: str, how: str) -> None:
 
 @pytest.mark.parametrize("mode", ["rb", "rwb"])
 @pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("how", ["readline", "read(100)", "readinto(100)", "iterator"])
+@pytest.mark.parametrize("how", ["readline", "read", "read(100)", "readinto(100)", "iterator"])
 def test_a_method_from_before_the_timeout(how: str, used: bool, mode: str) -> None:
     """What was held of a file when its timeout was set loses nothing in silence: the file refuses to go on."""
     with conversation(mode, timeout=None) as (file, theirs):
         held: dict[str, Callable[[], Any]] = {
             "readline": file.readline,
+            "read": file.read,
             "read(100)": partial(file.read, 100),
             "readinto(100)": partial(file.readinto, bytearray(100)),
             "iterator": iter(file).__next__,

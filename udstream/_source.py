@@ -83,7 +83,7 @@ class Source:
         self.sink: Sink | None = None
         # Whether a binary file's readers are such as can do with a read that fails.
         self.careful = careful
-        # Whether a reader that does not say so has no more to lose than the line that it is at.
+        # Whether a reader that is not gentle has no more to lose than the line that it is at.
         self.trusting = True
         # Whether a text layer reads from it.
         self.for_text = False
@@ -192,7 +192,7 @@ class Source:
                 data, self.held = self.held, b""
                 self.midline = False
                 return data or None
-            if not self.careful:
+            if not (self.careful and self.trusting):
                 self.refuse("read() failed, and what had been read ahead is lost")
             raise
 

@@ -304,10 +304,16 @@ class _LateReader(_CarefulReader):
 
     def readline(self, size: int | None = -1, /) -> bytes:
         self._give_back()
+        return self._trusted(self._reader.readline, size)  # type: ignore[no-any-return]
+
+    def read(self, size: int | None = -1) -> bytes | None:
+        return self._trusted(super().read, size)  # type: ignore[no-any-return]
+
+    def _trusted(self, call: Callable[[Any], Any], argument: Any) -> Any:
         source = self._source
         source.trusting = True
         try:
-            return self._reader.readline(size)  # type: ignore[no-any-return]
+            return call(argument)
         finally:
             source.trusting = False
 
