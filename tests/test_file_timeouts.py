@@ -380,6 +380,21 @@ def test_long_line_through_a_timeout(mode: str, size: int) -> None:
             assert pieces == [data_for(mode, line), data_for(mode, "next\n")]
 
 
+@pytest.mark.parametrize("mode", ["rb", "rwb"])
+def test_a_long_line_that_came_whole_leaves_nothing_behind(mode: str) -> None:
+    """After a line longer than what is held back, a timeout is no reason to refuse anything."""
+    with conversation(mode) as (file, theirs):
+        theirs.sendall(b"x" * 100_000 + b"\nnext\n")
+        assert file.readline() == b"x" * 100_000 + b"\n"
+        assert file.readline() == b"next\n"
+        theirs.sendall(b"one\n")
+        assert file.readline() == b"one\n"
+        with pytest.raises(TimeoutError):
+            file.readline()
+        theirs.sendall(b"two\n")
+        assert file.readline() == b"two\n"
+
+
 @pytest.mark.parametrize("first", [b"first\n", b"first\npart", b"first\nsecond\npart"])
 @pytest.mark.parametrize(("mode", "how"), EVERY_READ)
 def test_timeout_set_later_loses_nothing(mode: str, how: str, first: bytes) -> None:

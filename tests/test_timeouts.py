@@ -933,6 +933,12 @@ def test_the_rest_of_an_answer_is_not_waited_for(pair: tuple[UdStream, UdStream]
         assert here.readinto(bytearray(1)) == 1
     assert calls == ["send", "poll", "recv_into", "recv_into", "recv_into"]
 
+    calls.clear()
+    there.write(b"yyy\n")
+    here.write_all(b"x")
+    assert here.readline() == b"yyy\n"
+    assert calls == ["send", "poll", "recv", "recv", "recv", "recv"]
+
 
 def test_a_conversation_made_nonblocking(pair: tuple[UdStream, UdStream], calls: Calls) -> None:
     """A read does not wait then; where a duplicate made it so, it asks for the mode after a moment."""
