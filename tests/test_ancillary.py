@@ -1056,6 +1056,24 @@ def test_one_as_a_stream(pair: Pair) -> None:
         assert [fd >= 0 for fd in fds] == [False, True]
 
 
+def test_one_as_a_listener(folder: Path) -> None:
+    """listener() makes a UdStreamListener, which leaves the file; what does not listen is a ValueError and stays."""
+    path = folder / "s"
+    with socket.socket(socket.AF_UNIX) as original:
+        original.bind(str(path))
+        original.listen()
+        with FileDescriptors([os.dup(original.fileno()), os.dup(0)]) as fds:
+            with pytest.raises(ValueError, match="it listens, which is for UdStreamListener"):
+                fds.stream(0)
+            with fds.listener(0) as listener, UdStream.connect(path) as one, listener.accept() as other:
+                one.write(b"hello")
+                assert other.read(10) == b"hello"
+            with pytest.raises(ValueError, match="socket"):
+                fds.listener(1)
+            assert [fd >= 0 for fd in fds] == [False, True]
+    assert path.exists()
+
+
 # --- the other end is not ours ---
 
 

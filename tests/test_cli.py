@@ -3067,6 +3067,21 @@ def test_take_refuses_a_flood_of_names(folder: Path, start: Command) -> None:
     assert process.stderr.read().decode() == f"udstream: {path}: what came is no list of names\n"
 
 
+def test_take_turns_away_who_says_nothing(folder: Path, start: Command) -> None:
+    """With --timeout a client that sends nothing holds nobody up for longer; one that sends a part ends it."""
+    path = folder / "s"
+    process = start("take", "-q", "--timeout", "0.5", path)
+    eventually(path.exists)
+    with client(path) as silent, client(path) as talker:
+        told = process.stderr.readline().decode()
+        assert told == f"udstream: {path}: turned away a client that sent nothing\n"
+        socket.send_fds(talker, [b"name"], [0])
+        assert process.wait(LONG) == 1
+        assert silent.recv(1) == b""
+    told = process.stderr.read().decode()
+    assert told == f"udstream: {path}: timed out: the client has not said that this is all\n"
+
+
 def test_take_waits_past_a_connection_that_only_talks(folder: Path, start: Command) -> None:
     """Nor does one that says a lot, and brings no file, end the waiting."""
     path = folder / "s"

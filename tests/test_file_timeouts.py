@@ -380,6 +380,78 @@ def test_long_line_through_a_timeout(mode: str, size: int) -> None:
             assert pieces == [data_for(mode, line), data_for(mode, "next\n")]
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("how", reads_for("rb"))
+@pytest.mark.parametrize("mode", ["r", "rw"])
+def test_buffer_of_text_reads_with_care(mode: str, how: str, late: bool) -> None:
+    """The binary file under a text file loses nothing in a timeout either, nor does it refuse without a loss."""
+    with conversation(mode, timeout=None if late else MOMENT, encoding="utf-8") as (file, theirs):
+        buffer = file.buffer
+        file.timeout = MOMENT
+        theirs.sendall(b"first\nsec")
+        assert file.readline() == "first\n" if not late else buffer.readline() == b"first\n"
+        pieces: list[Any] = []
+        collect(buffer, reads_for("rb")[how], feeding(theirs, b"ond\nthi", b"rd\nlast"), pieces)
+        assert b"".join(pieces) == b"second\nthird\nlast"
+
+
+def test_buffer_of_text_knows_the_end() -> None:
+    """On a stream that becomes nonblocking, nothing yet is no end of the file there either."""
+    with conversation("r", timeout=None) as (file, theirs):
+        stream_of(file).set_nonblocking(True)
+        with pytest.raises(BlockingIOError):
+            file.buffer.readline()
+        theirs.sendall(b"line\n")
+        assert file.buffer.readline() == b"line\n"
+
+
+@pytest.mark.usefixtures("no_endless_wait")
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+def test_without_its_timeout_a_file_holds_nothing_back(mode: str, failed: bool) -> None:
+    """Once the timeout is taken away, `readline(n)` comes as soon as n bytes are there; and a new one loses nothing."""
+    with conversation(mode) as (file, theirs):
+        if failed:
+            theirs.sendall(b"abcde")
+            with pytest.raises(TimeoutError):
+                file.readline()
+        file.timeout = None
+        if not failed:
+            theirs.sendall(b"abcde")
+        assert file.readline(3) == data_for(mode, "abc")
+        file.timeout = MOMENT
+        if "b" not in mode:
+            return
+        with pytest.raises(TimeoutError):
+            file.readline()
+        theirs.sendall(b"f\n")
+        assert file.readline() == b"def\n"
+
+
+@pytest.mark.parametrize("mode", ["rb", "wb", "rwb", "r", "w", "rw"])
+def test_timeout_of_a_file_is_its_streams(mode: str) -> None:
+    """A file's `timeout` is its stream's, to be read and set; that of a closed one is a ValueError."""
+    with conversation(mode, timeout=None) as (file, theirs):
+        assert file.timeout is None
+        file.timeout = MOMENT
+        assert file.timeout == stream_of(file).timeout == MOMENT
+        with pytest.raises(ValueError, match="above 0"):
+            file.timeout = 0
+        if mode[0] == "r":
+            with pytest.raises(TimeoutError):
+                file.readline()
+        else:
+            fill(stream_of(file))
+            file.write(data_for(mode, "x"))
+            with pytest.raises(TimeoutError):
+                file.flush()
+            here(theirs)
+    with pytest.raises(ValueError, match="closed"):
+        file.timeout = 1.0
+    with pytest.raises(ValueError, match="closed"):
+        file.timeout  # noqa: B018
+
+
 @pytest.mark.parametrize("mode", ["rb", "rwb"])
 def test_a_long_line_that_came_whole_leaves_nothing_behind(mode: str) -> None:
     """After a line longer than what is held back, a timeout is no reason to refuse anything."""

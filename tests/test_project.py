@@ -49,6 +49,7 @@ FLOORS = [
 # What a function may import from its own floor or above, once it is called, and why.
 UPWARD = {
     ("ancillary", "stream"): "FileDescriptors.stream() makes a UdStream of a descriptor that was received",
+    ("ancillary", "listener"): "and FileDescriptors.listener() a UdStreamListener",
 }
 
 # Each of these costs a program that only wants a socket more than all of ours together.

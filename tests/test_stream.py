@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -485,6 +486,21 @@ def test_exact_reads_say_how_much_came_before_the_end(
         there.readinto_exact(room)
     error = caught.value
     assert (error.nbytes, room) == (2, b"de....")
+
+
+def test_an_exact_read_takes_no_more_memory_than_came(pair: tuple[UdStream, UdStream]) -> None:
+    """Who announces more than there is memory for costs no more than what they send."""
+    here, there = pair
+    there.write(b"abc")
+    there.shutdown(Shutdown.WRITE)
+    tracemalloc.start()
+    try:
+        with pytest.raises(EOFError) as caught:
+            here.read_exact(1 << 62)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert caught.value.partial == b"abc"  # type: ignore[attr-defined]
 
 
 def test_exact_reads_of_a_nonblocking_stream(pair: tuple[UdStream, UdStream]) -> None:

@@ -1060,6 +1060,18 @@ def test_a_peer_that_never_stops(name: str, collecting: bool) -> None:
             stop.set()
 
 
+@pytest.mark.parametrize("mode", ["rb", "rwb"])
+def test_nonblocking_reads_never_run_out_of_time(mode: str) -> None:
+    """A nonblocking stream does not wait, so what takes several calls there is not too late, whatever the timeout."""
+    here, there = UdStream.pair()
+    here.timeout = 1e-9
+    here.set_nonblocking(True)
+    with there, here.makefile(mode) as file:
+        there.write(b"x" * 10)
+        assert file.read() == b"x" * 10
+        assert file.read() is None
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("collecting", [False, True])
 @pytest.mark.parametrize("name", ENDLESS)

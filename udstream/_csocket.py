@@ -113,7 +113,7 @@ def adopt(socks: list[CSocket], fd: int, *, listening: bool) -> None:
     `ValueError`, the descriptor untouched, when it is no Unix stream socket, or when it listens and must
     not, or the other way round; `OSError` (``EBADF``) when it is not open.
     """
-    wanted = "a listening Unix stream socket" if listening else "a Unix stream socket that does not listen"
+    wanted = "a listening Unix stream socket" if listening else "a connected Unix stream socket"
     if not isinstance(fd, int):
         raise TypeError(f"a file descriptor is an int, not {type(fd).__name__}")
     if fd < 0:
@@ -178,7 +178,7 @@ def take_from(sock: CSocket, make: Callable[[CSocket], T], listening: bool) -> T
 
 def _problem(sock: CSocket, listening: bool) -> str | None:
     if _domain(sock) != _socket.AF_UNIX:
-        return "its address family is another one"
+        return "its address family is not AF_UNIX"
     if sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_TYPE) != _socket.SOCK_STREAM:
         return "its type is not SOCK_STREAM"
     # macOS knows the name SO_ACCEPTCONN and refuses to answer; there a listener is found out by its use.
@@ -189,7 +189,7 @@ def _problem(sock: CSocket, listening: bool) -> str | None:
             raise
         return None
     if listens and not listening:
-        return "it is a listening one"
+        return "it listens, which is for UdStreamListener"
     if listening and not listens:
         return "it does not listen"
     return None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         @property
         def timeout(self) -> float | None: ...
 
+        def is_nonblocking(self) -> bool: ...
+
         def _wait(self, events: int, deadline: float | None) -> int: ...
 
 
@@ -249,7 +251,7 @@ class Source:
 
     def _check_refusal(self) -> None:
         if self._refusal is not None:
-            raise OSError(errno.EIO, f"cannot read on: {self._refusal}")
+            raise OSError(errno.EIO, f"cannot read on: {self._refusal}; close it and connect anew")
 
     def _refuse_if_midline(self) -> None:
         if self.midline or self._lf_left:
@@ -376,6 +378,9 @@ class Source:
         while not (cut := self._whole_lines(room)):
             if self._ended:
                 self._ended = False
+                return room
+            if self.held and self.raw.timeout is None and not self.raw.is_nonblocking():
+                # No time can run out any more: a reader of so many bytes is not to wait for the end of the line.
                 return room
             try:
                 data = self._receive(sock, room)

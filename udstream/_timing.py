@@ -292,8 +292,8 @@ class _ForOneCall(TimedSocket):
         return self._until
 
     def _check_time(self) -> None:
-        """Any of the calls but the first may come too late, also without a wait."""
-        if self._begun and monotonic() >= self._until:
+        """Any of the calls but the first may come too late, also without a wait; not where nothing waits."""
+        if self._begun and monotonic() >= self._until and get_blocking(self.sock.fileno()):
             raise timed_out()
         self._begun = True
 

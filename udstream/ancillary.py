@@ -40,11 +40,12 @@ from ._platform import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import IO, Any, Protocol, SupportsIndex, TypeAlias, TypeVar, overload
 
     from typing_extensions import Buffer, Self
 
+    from .listener import UdStreamListener
     from .stream import UdStream
 
     class HasFileno(Protocol):
@@ -147,9 +148,9 @@ class FileDescriptors(Sequence[int]):
     File descriptors, owned: a sequence of ints that closes what nobody took.
 
     They are closed by `close`, at the end of a ``with``, or, with a `ResourceWarning`, when the object goes.
-    `take` hands all of them over; `file`, `socket` and `stream` one each, in whose place the sequence then
-    has -1. ``FileDescriptors(numbers)`` owns the open descriptors given from then on. To send them is no
-    way to lose them: they stay open, and owned, here.
+    `take` hands all of them over; `file`, `socket`, `stream` and `listener` one each, in whose place the
+    sequence then has -1. ``FileDescriptors(numbers)`` owns the open descriptors given from then on. To send
+    them is no way to lose them: they stay open, and owned, here.
     """
 
     __slots__ = ("_fds",)
@@ -213,7 +214,7 @@ class FileDescriptors(Sequence[int]):
         """
         Hand the descriptors over: a list of ints, which the caller is to close; this object is empty then.
 
-        Those that `file`, `socket` or `stream` took are not in it.
+        Those that `file`, `socket`, `stream` or `listener` took are not in it.
         """
         fds = self._fds
         if -1 in fds:
@@ -302,20 +303,33 @@ class FileDescriptors(Sequence[int]):
 
         `ValueError`, and it stays here, when it is no Unix stream socket, or one that listens.
         """
-        # Not at the head of the file: streams are made of this module, and this is its only use of them.
+        # Not at the head of the file: streams are made of this module, as listeners are of them.
         from .stream import UdStream
 
+        return self._taken_over(index, UdStream._adopt, False)
+
+    def listener(self, index: int = 0) -> UdStreamListener:
+        """
+        The `UdStreamListener` over the descriptor at *index*; it owns that now.
+
+        Closing it leaves the socket file. `ValueError`, and it stays here, when it is no Unix stream socket that listens.
+        """
+        from .listener import UdStreamListener
+
+        return self._taken_over(index, UdStreamListener._adopt, True)
+
+    def _taken_over(self, index: int, make: Callable[[CSocket], T], listening: bool) -> T:
         fd = self._untaken(index)
-        made: list[UdStream] = []
+        made: list[Any] = []
         try:
-            made.extend(map(_csocket.take_over, (fd,), (UdStream._adopt,), (False,)))
+            made.extend(map(_csocket.take_over, (fd,), (make,), (listening,)))
             self._fds[index] = -1
-            return made[0]
+            return made[0]  # type: ignore[no-any-return]
         except BaseException:
             # Whatever was raised, and wherever, one of the two has it, and not both.
             if self._fds[index] == fd:
-                for stream in made:
-                    stream.detach()
+                for owner in made:
+                    owner.detach()
             raise
 
     def _untaken(self, index: int) -> int:

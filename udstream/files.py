@@ -184,20 +184,20 @@ class _CarefulReader:
     return what it has got. That is given back to the source, and the failure raised.
     """
 
-    __slots__ = ("_reader", "_source", "kept")
+    __slots__ = ("_source", "kept", "reader")
     # What is to live as long as this does.
     kept: object
 
     def __init__(self, reader: Any, source: Source) -> None:
-        self._reader = reader
+        self.reader = reader
         self._source = source
 
     def _by_line(self) -> Callable[..., bytes]:
         # The C code's own: between two calls the reader has whole lines only, so that has nothing to lose.
-        return self._reader.readline  # type: ignore[no-any-return]
+        return self.reader.readline  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._reader)
+        return iter(self.reader)
 
     def _gently(self, call: Callable[[Any], Any], argument: Any) -> Any:
         source = self._source
@@ -216,19 +216,20 @@ class _CarefulReader:
         """See to it that the reader has whole lines only: of what is no line the rest may never come."""
         if self._source.midline:
             self._source.unread(self._take_buffered())
-            self._source.midline = False
+            # A text layer over the same source may be in a line as well.
+            self._source.midline = self._source.for_text
 
     def _take_buffered(self) -> bytes:
         """What the reader has got and not yet handed on."""
         size = self._buffered()
-        return self._reader.read(size) if size else b""
+        return self.reader.read(size) if size else b""
 
     def _buffered(self) -> int:
         """How much that is."""
         source = self._source
         source.dry = True
         try:
-            return len(self._reader.peek())
+            return len(self.reader.peek())
         finally:
             source.dry = False
 
@@ -237,7 +238,7 @@ class _CarefulReader:
         if size is None or size < 0:
             source.unread(self._take_buffered())
             return source.readall()
-        data: bytes | None = self._gently(self._reader.read, size)
+        data: bytes | None = self._gently(self.reader.read, size)
         if source.excuse is None or source.forgives():
             return data
         source.unread(data or b"")
@@ -246,24 +247,24 @@ class _CarefulReader:
     def readinto(self, buffer: Any) -> int | None:
         source = self._source
         with memoryview(buffer) as whole, whole.cast("B") as view:
-            count: int | None = self._gently(self._reader.readinto, view)
+            count: int | None = self._gently(self.reader.readinto, view)
             if source.excuse is None or source.forgives():
                 return count
             source.unread(bytes(view[: count or 0]))
         raise source.spared()
 
     def read1(self, size: int = -1) -> bytes:
-        return self._unless_failed(self._gently(self._reader.read1, size))  # type: ignore[no-any-return]
+        return self._unless_failed(self._gently(self.reader.read1, size))  # type: ignore[no-any-return]
 
     def readinto1(self, buffer: Any) -> int:
         with memoryview(buffer) as whole, whole.cast("B") as view:
             # With room for more than its buffer holds the C code hands that over and reads on: what fails then
             # would take it along.
             with view[: self._buffered() or len(view)] as room:
-                return self._unless_failed(self._gently(self._reader.readinto1, room))  # type: ignore[no-any-return]
+                return self._unless_failed(self._gently(self.reader.readinto1, room))  # type: ignore[no-any-return]
 
     def peek(self, size: int = 0) -> bytes:
-        return self._unless_failed(self._gently(self._reader.peek, size))  # type: ignore[no-any-return]
+        return self._unless_failed(self._gently(self.reader.peek, size))  # type: ignore[no-any-return]
 
     def _unless_failed(self, result: Any) -> Any:
         # These read once at the most, so after a failure there is nothing to give back.
@@ -304,7 +305,7 @@ class _LateReader(_CarefulReader):
 
     def readline(self, size: int | None = -1, /) -> bytes:
         self._give_back()
-        return self._trusted(self._reader.readline, size)  # type: ignore[no-any-return]
+        return self._trusted(self.reader.readline, size)  # type: ignore[no-any-return]
 
     def read(self, size: int | None = -1) -> bytes | None:
         return self._trusted(super().read, size)  # type: ignore[no-any-return]
@@ -432,6 +433,15 @@ class _File:
     def name(self) -> int:
         """The file descriptor's number, as the ``name`` of any file made from a descriptor; -1 once it is closed."""
         return self._stream.name
+
+    @property
+    def timeout(self) -> float | None:
+        """The stream's: how long a call may take, in seconds above 0; None is for ever."""
+        return self._stream.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float | None) -> None:
+        self._stream.timeout = seconds
 
     def fileno(self) -> int:
         """The file descriptor's number, lent."""
@@ -643,11 +653,13 @@ class BinaryFile(_File, _BinaryBase):
         self._opened(stream)
 
     def _reads_may_fail(self) -> None:
-        source = self._source
-        # A text layer sees to itself.
-        if source is None or source.careful or source.for_text:
+        source, reader = self._source, self._reader
+        # A text file's buffer reads with care from the first.
+        if source is None or source.for_text or isinstance(reader, _LateReader):
             return
-        self._reader = late = _LateReader(self._reader, source)
+        if isinstance(reader, _CarefulReader):
+            reader = reader.reader
+        self._reader = late = _LateReader(reader, source)
         self.read = late.read  # type: ignore[method-assign,assignment]
         self.readinto = late.readinto  # type: ignore[method-assign,assignment]
         self.readline = late.readline  # type: ignore[method-assign]
@@ -802,6 +814,8 @@ class TextFile(_File, _TextBase):
         Flush the text before writing to it; text that was read ahead is not in it any more.
         """
         if self._buffer is None:
+            if self._source is not None:
+                self._source.careful = True
             size = _TWO_WAYS if self._source and self._sink else _ONE_WAY
             self._buffer = BinaryFile(self._stream, _binary(self._mode), size, self._source, self._sink)
         return self._buffer

@@ -107,6 +107,8 @@ else:
 
 _NOSIGNAL = _platform.MSG_NOSIGNAL
 _CHUNK = 1 << 16
+# More than a socket's buffer holds, unless somebody made that larger.
+_AT_ONCE = 1 << 18
 _MOST_FROM_KERNEL = 1 << 30
 # The most that one read() makes room for: more than a Unix socket's buffers hold.
 _MOST_AT_ONCE = 1 << 24
@@ -444,13 +446,14 @@ class UdStream(_RawBase):
     @timeout.setter
     def timeout(self, seconds: float | None) -> None:
         seconds = checked_timeout(seconds)
+        before = self.timeout
         bare: Any = self._bare()
         inner = bare if seconds is None else TimedSocket(bare, seconds)
         if isinstance(self._sock, CollectingSocket):
             self._sock.sock = inner
         else:
             self._sock = inner
-        if seconds is not None:
+        if before is None and seconds is not None:
             self._tell_files()
 
     def _tell_files(self) -> None:
@@ -518,9 +521,11 @@ class UdStream(_RawBase):
         """
         Send the bytes of *b*, and return how many were sent, maybe fewer than given.
 
-        None means that a nonblocking stream can take nothing yet. `BrokenPipeError` when nobody reads at
-        the other end, never a signal; `TimeoutError` past the `timeout`, with nothing sent. System call:
-        ``send`` (``MSG_NOSIGNAL``).
+        With a `timeout`, or nonblocking, it sends no more than there is room for; and a signal may cut it
+        short. `write_all` sends all; code that looks at no count (`shutil.copyfileobj`, `pickle.dump`) wants a
+        file from `makefile`. None means that a nonblocking stream can take nothing yet. `BrokenPipeError`
+        when nobody reads at the other end, never a signal; `TimeoutError` past the `timeout`, with nothing
+        sent. System call: ``send`` (``MSG_NOSIGNAL``).
         """
         try:
             return self._sock.send(b, _NOSIGNAL)
@@ -658,7 +663,7 @@ class UdStream(_RawBase):
 
     def read_exact(self, n: int) -> bytes:
         """
-        Read and return exactly *n* bytes.
+        Read and return exactly *n* bytes. It takes no more memory than came, however many were announced.
 
         `EOFError` when the other end stops before. That, and any other exception on the way, carries
         how many bytes had come as ``.nbytes``, and the bytes as ``.partial``. System calls: ``recv``,
@@ -667,14 +672,22 @@ class UdStream(_RawBase):
         n = index(n)
         if n < 0:
             raise ValueError(f"cannot read {n} bytes")
-        buffer = bytearray(n)
-        counts: list[int] = []
+        sock = for_one_call(self._sock)
+        chunks: list[bytes] = []
+        done = 0
         try:
-            receive_all(for_one_call(self._sock), buffer, counts)
-            data = bytes(buffer)
+            while True:  # see readline()
+                if done == n:
+                    break
+                # Room for what may be there, and not for all of it: who said how much that is may be no friend.
+                keep(sock, chunks, "recv", min(n - done, _AT_ONCE), 0)
+                if not chunks[-1]:
+                    raise EOFError(f"end of file after {done} of {n} bytes")
+                done += len(chunks[-1])
+            data = b"".join(chunks)
         except BaseException as error:
-            nbytes = sum(counts)
-            _annotate(error, nbytes=nbytes, partial=bytes(buffer[:nbytes]))
+            came = b"".join(chunks)
+            _annotate(error, nbytes=len(came), partial=came)
             raise
         return data
 
@@ -771,6 +784,9 @@ class UdStream(_RawBase):
         text, a count of 0 or less: `ValueError`. System call: ``sendfile``, on a duplicate that is closed
         again; or, for what is no regular file and for a stream with a timeout, ``read`` and ``send``.
         """
+        if not hasattr(file, "read"):
+            raise TypeError(f"sendfile takes an open file, not {type(file).__name__}")
+        offset = index(offset)
         mode = getattr(file, "mode", "b")
         if isinstance(mode, str) and "b" not in mode:
             raise ValueError("the file must be opened in binary mode")

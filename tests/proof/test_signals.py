@@ -543,15 +543,16 @@ def from_timed_socket_of(sock: socket.socket) -> tuple[Any, Callable[[], Any]]:
 
 
 def from_descriptors_of(sock: socket.socket) -> tuple[Any, Callable[[], Any]]:
+    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     fds = FileDescriptors([sock.detach()])
-    return fds, fds.stream
+    return fds, fds.listener if listens else fds.stream
 
 
 HANDING_OVER = {
     "from_fd": from_fd_of,
     "from_socket": from_socket_of,
     "from_socket with a timeout": from_timed_socket_of,
-    "FileDescriptors.stream": from_descriptors_of,
+    "FileDescriptors": from_descriptors_of,
 }
 
 
@@ -564,8 +565,6 @@ def test_a_descriptor_that_changes_hands_has_one_owner_at_any_place(name: str, l
 
     Or has it no more, and it is closed; from_fd's caller only where what it returned is already on its way to them.
     """
-    if listens and name == "FileDescriptors.stream":
-        pytest.skip("that takes no listener")
     at = 0
     returned: int | None = None
     while True:

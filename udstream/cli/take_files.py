@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             names: list[str] = []
             for stream in serving.admitted(listener, args):
                 with stream:
+                    stream.timeout = args.timeout
                     fds, names = _receive(stream, args, owned)
                 # Somebody may have connected only to see who is here.
                 if fds:
@@ -68,14 +69,20 @@ def _receive(stream: UdStream, args: argparse.Namespace, owned: ExitStack) -> tu
     buffer = memoryview(bytearray(64 * 1024))
     while True:
         room = MAX_FDS if args.max is None else min(MAX_FDS, args.max - len(fds))
-        received = stream.recv_ancillary(buffer, max_fds=room)
+        try:
+            received = stream.recv_ancillary(buffer, max_fds=room)
+        except TimeoutError:
+            if fds:
+                raise Failure(args.path, "timed out: the client has not said that this is all") from None
+            complain(args.path, "turned away a client that sent nothing")
+            return [], []
         # Not enter_context(), for which Python 3.15 imports a module, when there may be no descriptor left to do it with.
         owned.callback(received.fds.close)
         fds += received.fds
         if received.truncated:
             reason = "this process is at its limit of open files"
             if args.max is not None and len(received.fds) == room:
-                reason = f"more than {args.max} files came"
+                reason = f"more than {args.max} file{'s' * (args.max != 1)} came"
             # What is to be done on the way out may need a descriptor itself.
             owned.close()
             raise Failure(args.path, reason)
