@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import connections
@@ -163,6 +164,50 @@ def test_read_that_timed_out_can_be_repeated(mode: str, how: str) -> None:
                 assert data_for(mode, MESSAGE).startswith(data_for(mode, "").join(pieces))
             else:
                 assert data_for(mode, "").join(pieces) == data_for(mode, MESSAGE), f"cut at {cut}"
+
+
+class LeapingClock:
+    """A clock that our modules look at, and that leaps ahead of all timeouts at a certain look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks = 0
+        self.leap_at = float("inf")
+        for module in (_timing, _source):
+            monkeypatch.setattr(module, "monotonic", self.look)
+
+    def look(self) -> float:
+        self.looks += 1
+        return time.monotonic() + (1000 if self.looks >= self.leap_at else 0)
+
+    def start(self, leap_at: float) -> None:
+        self.looks = 0
+        self.leap_at = leap_at
+
+
+@pytest.mark.parametrize(("mode", "how"), EVERY_READ)
+@pytest.mark.parametrize("message", [MESSAGE, MESSAGE + "\n"])
+def test_read_whose_time_is_up_at_any_moment_can_be_repeated(
+    mode: str, how: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is there, the end too, and the time is up at whichever look at the clock: nothing is lost, as above."""
+    text = {} if "b" in mode else {"encoding": "utf-8"}
+    expected = data_for(mode, message)
+    clock = LeapingClock(monkeypatch)
+    leap_at = 0
+    while leap_at <= clock.looks:
+        leap_at += 1
+        clock.start(leap_at)
+        with conversation(mode, timeout=PATIENCE, **text) as (file, theirs):
+            pieces: list[Any] = []
+            theirs.sendall(message.encode())
+            theirs.shutdown(socket.SHUT_WR)
+            try:
+                collect(file, reads_for(mode)[how], repeat(None, 5), pieces)
+            except Refused:
+                assert (mode, how) not in NEVER_REFUSED, f"refused at look {leap_at}"
+                assert expected.startswith(expected[:0].join(pieces))
+            else:
+                assert expected[:0].join(pieces) == expected, f"at look {leap_at}"
 
 
 @pytest.mark.parametrize("how", RAW_READS)
@@ -360,6 +405,20 @@ def test_last_line_that_ends_with_the_file_and_the_time(mode: str) -> None:
         stream: Any = stream_of(file)
         stream._sock = Ending(stream, b"no ", b"end")
         assert file.readline() == data_for(mode, "no end")
+
+
+@pytest.mark.parametrize("words", [1, 100])
+@pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])
+def test_read_that_fails_after_the_end_of_file_refuses_no_other(mode: str, words: int) -> None:
+    """Also a last line that was too long to be held back is nobody's to lose once the end of the file was seen."""
+    word = "x" * 1_000
+    with conversation(mode) as (file, _):
+        stream: Any = stream_of(file)
+        stream._sock = Ending(stream, *[word.encode()] * words)
+        assert file.readline() == data_for(mode, word * words)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                file.readline()
 
 
 @pytest.mark.parametrize("mode", ["rb", "rwb", "r", "rw"])

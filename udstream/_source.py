@@ -176,9 +176,9 @@ class Source:
             if from_system(error):
                 self._refuse_if_midline()
             raise
-        if data:
-            self.midline = self._end is None or not data.endswith(self._end)
-            self._lf_left = False
+        # As _handed_on does; a call would cost each conversation.
+        self.midline = (self._end is None or not data.endswith(self._end)) if data else False
+        self._lf_left = False
         return data
 
     def read(self, size: int = -1) -> bytes:
@@ -292,9 +292,9 @@ class Source:
         return data
 
     def _handed_on(self, data: bytes) -> bytes:
-        if data:
-            self.midline = self._end is None or not data.endswith(self._end)
-            self._lf_left = False
+        # At the end of the file the reader gives whatever it has, and a read after that has nothing to lose.
+        self.midline = (self._end is None or not data.endswith(self._end)) if data else False
+        self._lf_left = False
         return data
 
     def _readinto_with_care(self, buffer: Any) -> int | None:
@@ -310,6 +310,7 @@ class Source:
         if count is not None:
             # Straight into the buffer; only what comes after the last newline is held back.
             if not count:
+                self.midline = False
                 return 0
             start = max(0, count - _NEAR_THE_END)
             near = bytes(buffer[start:count])
