@@ -3071,11 +3071,10 @@ def test_take_turns_away_who_says_nothing(folder: Path, start: Command) -> None:
     """With --timeout a client that sends nothing holds nobody up for longer; one that sends a part ends it."""
     path = folder / "s"
     process = start("take", "-q", "--timeout", "0.5", path)
-    eventually(path.exists)
-    with client(path) as silent, client(path) as talker:
+    with client_of_a_quiet_server(path) as silent, client(path) as talker:
+        socket.send_fds(talker, [b"name"], [0])
         told = process.stderr.readline().decode()
         assert told == f"udstream: {path}: turned away a client that sent nothing\n"
-        socket.send_fds(talker, [b"name"], [0])
         assert process.wait(LONG) == 1
         assert silent.recv(1) == b""
     told = process.stderr.read().decode()
