@@ -514,12 +514,13 @@ def test_timeout_of_a_file_is_its_streams(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["rb", "rwb"])
 def test_a_long_line_that_came_whole_leaves_nothing_behind(mode: str) -> None:
     """After a line longer than what is held back, a timeout is no reason to refuse anything."""
-    with conversation(mode) as (file, theirs):
+    with conversation(mode, timeout=PATIENCE) as (file, theirs):
         theirs.sendall(b"x" * 100_000 + b"\nnext\n")
         assert file.readline() == b"x" * 100_000 + b"\n"
         assert file.readline() == b"next\n"
         theirs.sendall(b"one\n")
         assert file.readline() == b"one\n"
+        file.timeout = MOMENT
         with pytest.raises(TimeoutError):
             file.readline()
         theirs.sendall(b"two\n")
