@@ -1614,13 +1614,15 @@ def test_system_calls_while_data_flows(folder: Path, timeout: bool, waits: int) 
         pytest.skip("strace is not allowed here")
     assert ran.returncode == 0, ran.stderr
     seen: dict[str, list[str]] = {}
-    current = None
+    current = thread = None
     for line in log.read_text().splitlines():
-        if begun := re.search(r'access\("/begin ([^"]*)"', line):
-            current = seen.setdefault(begun[1], [])
+        if begun := re.search(r'^(\d+) +access\("/begin ([^"]*)"', line):
+            # The other thread may still be on its way out.
+            thread = begun[1]
+            current = seen.setdefault(begun[2], [])
         elif re.search(r'access\("/end"', line):
             current = None
-        elif current is not None and (call := re.match(r"\d+ +(\w+)\(", line)):
+        elif current is not None and (call := re.match(rf"{thread} +(\w+)\(", line)):
             current.append(call[1])
 
     assert {name: [call] for name, call in ONE_CALL.items()} == seen
