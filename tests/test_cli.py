@@ -876,6 +876,60 @@ def test_connect_interrupted(number: int, server: socket.socket, folder: Path, s
     assert process.stderr.read() == b""
 
 
+# A poll that a SIGINT precedes so closely that Python runs none of its own steps between the two.
+INTERRUPTED_BEFORE_THE_POLL = """
+import ctypes, select, signal, sys
+from functools import partial
+from operator import methodcaller
+from udstream.cli import main, relay
+
+class Poll:
+    def __init__(self):
+        self.real = select_poll()
+        self.register, self.unregister, self.modify = self.real.register, self.real.unregister, self.real.modify
+    def poll(self, timeout=None):
+        if relay.threading.current_thread() is not relay.threading.main_thread():
+            return self.real.poll(timeout)
+        calls = partial(ctypes.PyDLL(None)["raise"], int(signal.SIGINT)), partial(self.real.poll, timeout)
+        return [*map(methodcaller("__call__"), calls)][1]
+
+select_poll, select.poll = select.poll, Poll
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_connect_interrupted_just_before_it_waits(server: socket.socket, folder: Path) -> None:
+    """Ctrl-C ends it even where it comes a moment too early to interrupt the system call."""
+    command = [sys.executable, "-c", INTERRUPTED_BEFORE_THE_POLL, "connect", str(folder / "s")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as process:
+        try:
+            with accept(server):
+                assert process.wait(LONG) == 130
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("what", ["pair", "thread"])
+def test_connect_that_cannot_begin_leaves_signals_alone(
+    what: str, server: socket.socket, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no more descriptors, or threads, nothing is blocked afterwards that was not before."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "none left")
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with UdStream.connect(folder / "s") as stream:
+        if what == "pair":
+            monkeypatch.setattr(UdStream, "pair", none_left)
+        else:
+            monkeypatch.setattr(relay, "start", none_left)
+        with pytest.raises(OSError, match="none left"):
+            relay.join(stream)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def _write_what_goes(pipe: Any) -> None:
     try:
         pipe.write(b"x" * 1_000_000)

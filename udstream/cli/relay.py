@@ -8,12 +8,17 @@ import os
 import select
 import signal
 import threading
+from contextlib import contextmanager
 
 from .. import Shutdown, UdStream, UdStreamListener
 from .._waiting import timed_out
 from . import arguments
 from .terminal import OutputClosed
 from .threads import start
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STDIN, STDOUT = 0, 1
 
@@ -55,27 +60,24 @@ def join(stream: UdStream, *, half_close: bool = True, idle: float | None = None
     could not be written, or not all of stdin was sent. `OSError` when the peer left with something unread,
     or with ``filename`` "stdin" or "stdout" when one of these failed.
     """
-    # The thread inherits the mask, so it leaves signals to this one; and Ctrl-C comes when there is somebody to
-    # tidy up after it.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    ours, theirs = UdStream.pair()
-    feeder = _Feeder(stream, theirs, half_close)
-    try:
-        start(feeder)
-    except OSError:
-        ours.close()
-        theirs.close()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        raise
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _hear_out(stream, feeder, ours, idle)
-    finally:
-        # Ends a write that the peer does not read, and the poll that waits for stdin.
-        _shutdown(stream, Shutdown.BOTH)
-        ours.close()
-        # Another reader of the same terminal may have taken what poll had seen; then read waits on.
-        feeder.join(1)
+    with _news_of_signals() as news:
+        # The thread inherits the mask, so it leaves signals to this one; and Ctrl-C comes when there is somebody to
+        # tidy up after it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            ours, feeder = _fed(stream, half_close)
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            raise
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _hear_out(stream, feeder, ours, news, idle)
+        finally:
+            # Ends a write that the peer does not read, and the poll that waits for stdin.
+            _shutdown(stream, Shutdown.BOTH)
+            ours.close()
+            # Another reader of the same terminal may have taken what poll had seen; then read waits on.
+            feeder.join(1)
     if feeder.error is not None:
         raise feeder.error
 
@@ -91,6 +93,43 @@ def accept(listener: UdStreamListener) -> UdStream:
     if not ready:
         raise timed_out()
     return listener.accept()
+
+
+@contextmanager
+def _news_of_signals() -> Iterator[int | None]:
+    """
+    A descriptor that can be read once a signal has come; None in a thread that none come to.
+
+    Python runs a handler between two of its own steps: to one that comes just before a poll blocks it would come
+    after that poll, so the poll is to watch this, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    news, told = os.pipe()
+    try:
+        os.set_blocking(told, False)
+        before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        try:
+            yield news
+        finally:
+            signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+    finally:
+        os.close(told)
+        os.close(news)
+
+
+def _fed(stream: UdStream, half_close: bool) -> tuple[UdStream, _Feeder]:
+    """A feeder at work, and what wakes it when it is closed; `OSError` when there can be none."""
+    ours, theirs = UdStream.pair()
+    feeder = _Feeder(stream, theirs, half_close)
+    try:
+        start(feeder)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    return ours, feeder
 
 
 class _Feeder(threading.Thread):
@@ -146,7 +185,9 @@ def _shutdown(stream: UdStream, how: Shutdown) -> None:
             raise
 
 
-def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream, idle: float | None) -> None:
+def _hear_out(
+    stream: UdStream, feeder: _Feeder, wake: UdStream, news: int | None, idle: float | None
+) -> None:
     """
     Copy the stream to stdout until both sides have ended, or the peer has closed the connection or been *idle*.
 
@@ -157,6 +198,8 @@ def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream, idle: float | N
     poller = select.poll()
     poller.register(stream.fileno(), select.POLLIN)
     poller.register(wake.fileno(), select.POLLIN)
+    if news is not None:
+        poller.register(news, select.POLLIN)
     _watch_output(poller)
     pause = _milliseconds(idle)
     hearing = feeding = True
@@ -164,7 +207,10 @@ def _hear_out(stream: UdStream, feeder: _Feeder, wake: UdStream, idle: float | N
         ready = dict(poller.poll(None if feeding else pause))
         if not ready:
             return
-        if stream.fileno() in ready and hearing:
+        if news in ready:
+            # Its handler has run, and did not raise.
+            os.read(news, CHUNK)
+        elif stream.fileno() in ready and hearing:
             count = stream.readinto(buffer)
             if count:
                 _write(buffer[:count])
