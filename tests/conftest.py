@@ -31,6 +31,13 @@ def programs_can_be_ended() -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def garbage_is_found_quickly() -> None:
+    """Spare the collector, which many tests call, what stays to the end: thousands of tests and their modules."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder whose path leaves room for a socket's name in 107 bytes, which tmp_path's may not."""
