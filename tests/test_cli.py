@@ -609,6 +609,23 @@ def with_few_threads(count: int, *args: object) -> list[str]:
     return [sys.executable, "-W", "error", "-c", FEW_THREADS, str(count), *map(os.fspath, map(_word, args))]
 
 
+def test_echo_interrupted_before_a_client_has_a_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at that moment ends it as at any other, and the client is told."""
+    path = folder / "s"
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def be_the_client() -> None:
+        with client_of_a_quiet_server(path) as conn:
+            assert receive_all(conn) == b""
+
+    monkeypatch.setattr(listen, "start", interrupted)
+    with in_thread(be_the_client) as result:
+        assert main(["listen", "--quiet", "--echo", "--keep-open", str(path)]) == 130
+    assert result == [None]
+
+
 def test_echo_with_no_thread_left(folder: Path) -> None:
     """A client for whom there is no thread is turned away; those that are served go on, and so does the server."""
     path = folder / "s"

@@ -118,7 +118,10 @@ def _echo_to_all(listener: UdStreamListener, args: argparse.Namespace) -> None:
                 stream.shutdown(Shutdown.BOTH)
             except (OSError, ValueError):
                 pass  # its client, or its own thread, has just ended it
-            thread.join(1)
+            if thread.is_alive():
+                thread.join(1)
+            else:
+                stream.close()  # Ctrl-C came before its thread was started
 
 
 def _echo(stream: UdStream) -> None:
