@@ -612,8 +612,10 @@ def with_few_threads(count: int, *args: object) -> list[str]:
 def test_echo_interrupted_before_a_client_has_a_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C at that moment ends it as at any other, and the client is told."""
     path = folder / "s"
+    begun: list[threading.Thread] = []
 
-    def interrupted(_: object) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        begun.append(thread)
         raise KeyboardInterrupt
 
     def be_the_client() -> None:
@@ -624,6 +626,8 @@ def test_echo_interrupted_before_a_client_has_a_thread(folder: Path, monkeypatch
     with in_thread(be_the_client) as result:
         assert main(["listen", "--quiet", "--echo", "--keep-open", str(path)]) == 130
     assert result == [None]
+    # That it starts after all harms nobody.
+    begun[0].run()
 
 
 def test_echo_with_no_thread_left(folder: Path) -> None:
@@ -893,37 +897,73 @@ def test_connect_interrupted(number: int, server: socket.socket, folder: Path, s
     assert process.stderr.read() == b""
 
 
-# A poll that a SIGINT precedes so closely that Python runs none of its own steps between the two.
-INTERRUPTED_BEFORE_THE_POLL = """
-import ctypes, select, signal, sys
+# The command line, where a SIGINT comes as a conversation is about to wait: so that Python runs none of its own steps
+# between the two; or in a destructor, where it ignores whatever is raised.
+INTERRUPTED_BEFORE_A_POLL = """
+import ctypes, select, signal, sys, threading
 from functools import partial
 from operator import methodcaller
-from udstream.cli import main, relay
+from udstream.cli import main
 
 class Poll:
     def __init__(self):
         self.real = select_poll()
         self.register, self.unregister, self.modify = self.real.register, self.real.unregister, self.real.modify
     def poll(self, timeout=None):
-        if relay.threading.current_thread() is not relay.threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return self.real.poll(timeout)
+        if sys.argv[1] == "destructor":
+            Dropped()
             return self.real.poll(timeout)
         calls = partial(ctypes.PyDLL(None)["raise"], int(signal.SIGINT)), partial(self.real.poll, timeout)
         return [*map(methodcaller("__call__"), calls)][1]
 
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
 select_poll, select.poll = select.poll, Poll
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_connect_interrupted_just_before_it_waits(server: socket.socket, folder: Path) -> None:
-    """Ctrl-C ends it even where it comes a moment too early to interrupt the system call."""
-    command = [sys.executable, "-c", INTERRUPTED_BEFORE_THE_POLL, "connect", str(folder / "s")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as process:
+@pytest.mark.parametrize("how", ["just before", "destructor"])
+def test_connect_interrupted_before_it_waits(how: str, server: socket.socket, folder: Path) -> None:
+    """Ctrl-C ends it even where it comes a moment too early to interrupt the system call, and where it is ignored."""
+    command = [sys.executable, "-c", INTERRUPTED_BEFORE_A_POLL, how, "connect", str(folder / "s")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+    ) as process:
         try:
             with accept(server):
                 assert process.wait(LONG) == 130
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("how", ["just before", "destructor"])
+def test_listen_interrupted_before_it_waits(how: str, folder: Path) -> None:
+    """So it does while nobody has come yet."""
+    command = [sys.executable, "-c", INTERRUPTED_BEFORE_A_POLL, how, "listen", str(folder / "s")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+    ) as process:
+        try:
+            assert process.wait(LONG) == 130
+        finally:
+            process.kill()
+
+
+def test_stdin_that_is_read_when_ctrl_c_has_closed_the_stream() -> None:
+    """The thread that is no longer waited for ends in silence."""
+    stream, peer = UdStream.pair()
+    ours, theirs = UdStream.pair()
+    with peer, ours:
+        stream.close()
+        feeder = relay._Feeder(stream, theirs, True)
+        feeder.run()
+        assert feeder.error is None
+        assert theirs.closed
 
 
 @pytest.mark.parametrize("what", ["pair", "thread"])

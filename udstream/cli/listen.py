@@ -101,8 +101,8 @@ def _echo_to_all(listener: UdStreamListener, args: argparse.Namespace) -> None:
         try:
             with stream:
                 _echo(stream)
-        except OSError:
-            pass  # a client that vanishes harms only itself
+        except (OSError, ValueError):
+            pass  # a client that vanishes harms only itself; and Ctrl-C may have closed its stream
         finally:
             live.pop(threading.current_thread(), None)
 

@@ -119,6 +119,13 @@ def _news_of_signals() -> Iterator[int | None]:
         os.close(news)
 
 
+def _heed(numbers: bytes) -> None:
+    """Do what signals ask for whose handlers have run, and did not end the wait."""
+    # What Ctrl-C raised in a destructor, or where a weak reference goes, is ignored there.
+    if signal.SIGINT in numbers and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise KeyboardInterrupt
+
+
 def _fed(stream: UdStream, half_close: bool) -> tuple[UdStream, _Feeder]:
     """A feeder at work, and what wakes it when it is closed; `OSError` when there can be none."""
     ours, theirs = UdStream.pair()
@@ -147,6 +154,10 @@ class _Feeder(threading.Thread):
             self.copy()
         except OSError as error:
             self.error = error
+        except ValueError:
+            if not self.stream.closed:
+                raise
+            # Ctrl-C came as this thread was waited for.
         finally:
             self.wake.close()
 
@@ -208,8 +219,7 @@ def _hear_out(
         if not ready:
             return
         if news in ready:
-            # Its handler has run, and did not raise.
-            os.read(news, CHUNK)
+            _heed(os.read(news, CHUNK))
         elif stream.fileno() in ready and hearing:
             count = stream.readinto(buffer)
             if count:

@@ -87,6 +87,7 @@ def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
         yield
         return
     before = {}
+    interrupted = threading.Event()
     numbers, told = os.pipe()
     os.set_blocking(told, False)
 
@@ -99,6 +100,7 @@ def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
                     os._exit(128 + number[0])
             elif number[0] == signal.SIGINT and bound:
                 # Ends the accept, if one is blocked: then Python goes on to its KeyboardInterrupt.
+                interrupted.set()
                 with suppress(OSError, ValueError):
                     bound[0].shutdown()
 
@@ -126,6 +128,11 @@ def _ended_by_signals(bound: list[UdStreamListener]) -> Iterator[None]:
             before[number] = signal.signal(number, end)
     try:
         yield
+    except OSError:
+        if interrupted.is_set():
+            # Raised in a destructor, or where a weak reference goes, it was ignored there.
+            raise KeyboardInterrupt from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
