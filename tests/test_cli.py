@@ -954,6 +954,24 @@ def test_listen_interrupted_before_it_waits(how: str, folder: Path) -> None:
             process.kill()
 
 
+def test_connect_interrupted_as_it_ends(
+    server: socket.socket, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Python ignores it after the last wait, that it came is not lost: a server has more clients to come."""
+
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted(*_: object) -> None:
+        Dropped()
+
+    monkeypatch.setattr(relay, "_hear_out", interrupted)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with UdStream.connect(folder / "s") as stream, accept(server), pytest.raises(KeyboardInterrupt):
+        relay.join(stream)
+
+
 def test_stdin_that_is_read_when_ctrl_c_has_closed_the_stream() -> None:
     """The thread that is no longer waited for ends in silence."""
     stream, peer = UdStream.pair()

@@ -108,19 +108,25 @@ def _news_of_signals() -> Iterator[int | None]:
         return
     news, told = os.pipe()
     try:
+        os.set_blocking(news, False)
         os.set_blocking(told, False)
         before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
         try:
             yield news
         finally:
             signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+            _heed(news)
     finally:
         os.close(told)
         os.close(news)
 
 
-def _heed(numbers: bytes) -> None:
-    """Do what signals ask for whose handlers have run, and did not end the wait."""
+def _heed(news: int) -> None:
+    """Do what signals asked for whose handlers have run, and went unheard."""
+    try:
+        numbers = os.read(news, CHUNK)
+    except BlockingIOError:
+        return
     # What Ctrl-C raised in a destructor, or where a weak reference goes, is ignored there.
     if signal.SIGINT in numbers and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         raise KeyboardInterrupt
@@ -219,7 +225,7 @@ def _hear_out(
         if not ready:
             return
         if news in ready:
-            _heed(os.read(news, CHUNK))
+            _heed(news)
         elif stream.fileno() in ready and hearing:
             count = stream.readinto(buffer)
             if count:
