@@ -272,6 +272,9 @@ ELSEWHERE: dict[str, list[str]] = {
         "UnicodeWrite*.testReadAfterTimeout",
         "UnicodeReadWrite*.testReadAfterTimeout",
     ],
+    "it may end before its client sends, which TCP takes and a Unix socket says is a broken pipe": [
+        "BufferIOTest.testRecvFromIntoEmptyBuffer"
+    ],
 }
 
 # The classes of tests that have nothing for udstream as a whole.
