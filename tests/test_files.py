@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import copy
+import errno
 import gc
 import io
 import locale
@@ -26,7 +27,7 @@ from connections import conversation, data_for, ends, everything, here, listenin
 from meanwhile import PATIENCE, no_collecting
 
 import udstream
-from udstream import UdSocketPath, UdStream
+from udstream import UdSocketPath, UdStream, files
 
 pytestmark = pytest.mark.usefixtures("no_endless_wait")
 
@@ -757,6 +758,26 @@ def test_closed_file_is_dropped_in_silence(mode: str) -> None:
             level(file, name).close()
             del file, stream
         assert messages == []
+
+
+@pytest.mark.parametrize("mode", ORDINARY)
+def test_dropped_file_whose_descriptor_somebody_else_closed(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of its close is told of, as any that nobody can catch; and no trace of the file is kept."""
+    heard: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: heard.append(what.exc_value.errno))
+    stream, theirs = ends()
+    with theirs, warnings_of_dropping() as messages:
+        # The collector breaks the weak reference that the stream has to it, before it finishes the file off.
+        cycle: list[Any] = [stream.makefile(mode)]
+        cycle.append(cycle)
+        os.close(stream.fileno())
+        del stream, cycle
+        gc.collect()
+    assert heard == [errno.EBADF]
+    assert len(messages) == 1
+    assert not files._OPEN
 
 
 @pytest.mark.parametrize("mode", ORDINARY)

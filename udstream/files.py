@@ -511,11 +511,13 @@ class _File:
                         if file is not self:
                             file._send_the_rest()
         finally:
-            stream.close()
-            # The stream tells its files; but not one that is being collected, which it may not know any more, nor
-            # if a signal handler raised just then.
-            if id(self) in _OPEN:
-                self._stream_closed()
+            try:
+                stream.close()
+            finally:
+                # The stream tells its files; but not one that is being collected, which it may not know any more, nor
+                # if a signal handler raised just then.
+                if id(self) in _OPEN:
+                    self._stream_closed()
 
     def _reads_may_fail(self) -> None:
         """What the stream says when it gets a timeout, or becomes nonblocking: losses were impossible before."""
