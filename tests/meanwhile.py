@@ -81,8 +81,10 @@ def wait_until_asleep(thread_id: int, unless: threading.Event | None = None) -> 
             with open(f"/proc/self/task/{thread_id}/stat") as stat:
                 asleep = stat.read().rpartition(")")[2].split()[0] == "S"
             with open(f"/proc/self/task/{thread_id}/wchan") as wchan:
-                if asleep and "futex" not in wchan.read():
-                    return
+                where = wchan.read()
+            # "0" says that it runs again, or that it has not left its processor yet: then where it sleeps is not known.
+            if asleep and where != "0" and "futex" not in where:
+                return
         except (FileNotFoundError, ProcessLookupError):
             return
         if pause.wait(0.001):
