@@ -178,8 +178,20 @@ def asleep(pid: int) -> bool:
     """Whether no thread of the process has anything to do."""
     states = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        try:
+            states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            return False  # it ended just now
     return set(states) == {"S"}
+
+
+def sockets(pid: int) -> int:
+    """How many sockets the process has."""
+    found = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += os.readlink(fd).startswith("socket:")
+    return found
 
 
 def stopped_for_a_while(process: Process) -> None:
@@ -2453,11 +2465,9 @@ def test_listen_runs_a_command_for_each_client(folder: Path, start: Command) -> 
         for conn in (other, one):
             conn.sendall(b"ping")
             assert conn.recv(4) == b"ping"
-        assert len(children(process.pid)) == 2
+        eventually(lambda: len(children(process.pid)) == 2)
     eventually(lambda: children(process.pid) == [])
-    eventually(lambda: asleep(process.pid))
-    sockets = [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
-    assert sum(target.startswith("socket:") for target in sockets) == 1
+    eventually(lambda: sockets(process.pid) == 1)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
