@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 # Every wait is bounded by this, many times what the slowest of them takes.
@@ -95,8 +96,14 @@ def wait_until_asleep(thread_id: int, unless: threading.Event | None = None) -> 
 @contextmanager
 def on_alarm(handler: Callable[..., Any], seconds: float, again: float = 0) -> Iterator[None]:
     """Have *handler* run by SIGALRM, in this, the main thread: once, or then every *again* seconds."""
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds, again)
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        handler(number, frame)
+
+    # Python does not hear of a signal that comes in the instant before a call waits: another one has to follow.
+    before = signal.signal(signal.SIGALRM, handler if again else once)
+    signal.setitimer(signal.ITIMER_REAL, seconds, again or max(seconds, 0.01))
     try:
         yield
     finally:

@@ -862,15 +862,9 @@ def test_a_signal_that_raises_while_a_call_waits(
         raise Interrupted
 
     with one, other, flat():
-        old = signal.signal(signal.SIGALRM, handler)
-        try:
-            for _ in range(10):
-                signal.setitimer(signal.ITIMER_REAL, 0.005)
-                with pytest.raises(Interrupted):
-                    receive(other, 100)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, old)
+        for _ in range(10):
+            with on_alarm(handler, 0.005), pytest.raises(Interrupted):
+                receive(other, 100)
         one.send_fds(b"all of it", [0, 0])
         data, fds = receive(other, 100)
         assert (data, len(fds)) == (b"all of it", 2)

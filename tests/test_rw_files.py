@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import random
-import signal
 import socket
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 from connections import conversation, data_for, everything, here, stream_of
-from meanwhile import PATIENCE, beside
+from meanwhile import PATIENCE, beside, on_alarm
 
 from udstream import Shutdown, UdStream, _sink
 
@@ -683,16 +682,13 @@ def test_handler_that_raises_neither_doubles_nor_tears(mode: str, timeout: float
     """
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         raise Stop
 
     data = numbered(MUCH // 21)
     got: list[bytes] = []
     refused = False
     with conversation(mode, -1 if how == "write" else 2_000_000, timeout) as (file, theirs):
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(Stop):
+        with on_alarm(stop, 0.05), pytest.raises(Stop):
             file.write(data_for(mode, data))
             file.flush()
         with beside(lambda: got.append(everything(theirs))):
@@ -722,9 +718,7 @@ def test_handler_that_raises_in_a_read_loses_no_line(mode: str, timeout: float |
         raise Stop
 
     with conversation(mode, timeout=timeout) as (file, theirs):
-        signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(Stop):
+        with on_alarm(stop, 0.05), pytest.raises(Stop):
             reads_for(mode)[how](file)
         theirs.sendall(b"line\n")
         assert reads_for(mode)[how](file) == data_for(mode, "line\n")
