@@ -114,7 +114,8 @@ def collect(file: Any, read: Callable[[Any], Any], feed: Iterator[object], piece
             piece = read(file)
         except (TimeoutError, BlockingIOError):
             failures += 1
-            next(feed)
+            # On a busy machine one more timeout may come, between two pieces of what is there.
+            next(feed, None)
             continue
         except OSError as error:
             if "cannot read on" not in str(error):
@@ -248,7 +249,7 @@ def test_raw_lines_that_timed_out_are_not_lost_in_silence(how: str) -> None:
                     piece = calls[how](file)
                 except TimeoutError as error:
                     got += getattr(error, "partial", b"")
-                    next(feed)
+                    next(feed, None)
                     continue
                 if not piece:
                     break
@@ -427,6 +428,8 @@ def test_long_line_through_a_timeout(mode: str, size: int) -> None:
     """A line that is longer than any buffer, with a timeout in the middle, comes whole, or reads are refused."""
     line = "x" * size + "\n"
     with conversation(mode) as (file, theirs):
+        # Room for all of it: a timeout that comes early is not to leave us waiting for ourselves.
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         pieces: list[Any] = []
         feed = feeding(theirs, line[: size // 2].encode(), (line[size // 2 :] + "next\n").encode())
         next(feed)
